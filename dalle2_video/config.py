@@ -1,0 +1,567 @@
+"""Recipe: everything that decides what is learnt, as frozen dataclasses that validate themselves.
+
+A Recipe is science only: data, models, losses, schedules, seeds, global batch sizes. Where and how it runs is
+`RuntimeConfig` and, on the cluster side, the placement; neither can enter a run's identity. Nothing here imports torch,
+so that the launchers start quickly. Every field's docstring is its `--help` text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import cattrs
+
+Objective = Literal["v", "x0", "eps"]
+Precision = Literal["fp32", "bf16"]
+
+
+def _require(condition: bool, name: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}={value!r} {remedy}")
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value > 0, f"{type(config).__name__}.{name}", value, "must be greater than 0")
+
+
+def _require_fraction(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0.0 <= value < 1.0, f"{type(config).__name__}.{name}", value, "must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFolders:
+    """The six caption folders of CelebV-Text below the data root: `<clip id>.txt`, one caption a line."""
+
+    appearance: str = "texts/face40_details_new"
+    """General appearance and detailed attributes."""
+    action: str = "texts/action_dur"
+    """Actions and their order in time."""
+    emotion: str = "texts/emotion"
+    """Emotions and their changes."""
+    light_direction: str = "texts/light_dir"
+    """Where the light comes from."""
+    light_intensity: str = "texts/light_intensity"
+    """How bright the light is."""
+    light_color: str = "texts/light_color_temp"
+    """Colour temperature of the light."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How clips and captions become the Zarr store."""
+
+    video_folder: str = "videos/celebvtext_6"
+    """Folder with `<clip id>.mp4`, relative to the data root."""
+    text_folders: TextFolders = field(default_factory=TextFolders)
+    """Caption folders."""
+    frame_sizes: tuple[int, ...] = (64,)
+    """Side lengths in pixels at which frames are stored (square), ascending; 8 or more each."""
+    fps: float = 8.0
+    """Frames per second stored, whatever the source's rate; greater than 0."""
+    min_frames: int = 16
+    """Clips with fewer stored frames go to the bad list; 1 or more."""
+    max_frames: int = 512
+    """Stored frames of a longer clip are cut here; at least min_frames."""
+    chunk_frames: int = 16
+    """Frames in one Zarr chunk (the unit of a read); 1 or more."""
+    clips_per_shard: int = 64
+    """Clips in one shard file, which is what one array task owns; 1 or more."""
+    compression: Literal["zstd", "none"] = "zstd"
+    """Lossless compression of stored frames."""
+    tokenizer: str = "bpe"
+    """"bpe": byte-level BPE trained on the data set's captions; otherwise a Hugging Face tokenizer folder."""
+    vocab_size: int = 8192
+    """Vocabulary of the trained BPE; 300 or more. Not used with a tokenizer folder."""
+    text_context: int = 77
+    """Tokens a caption, start and end marks included; 4 or more."""
+    val_fraction: float = 0.05
+    """Share of identities (first 11 characters of the clip id) held out for validation; [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "fps", "min_frames", "max_frames", "chunk_frames", "clips_per_shard")
+        _require_fraction(self, "val_fraction")
+        sizes = self.frame_sizes
+        _require(
+            len(sizes) > 0 and list(sizes) == sorted(set(sizes)) and min(sizes) >= 8,
+            "DataConfig.frame_sizes",
+            sizes,
+            "must be ascending, without repeats, each at least 8, for example: --data.frame-sizes 64 256",
+        )
+        _require(self.max_frames >= self.min_frames, "DataConfig.max_frames", self.max_frames, "must be >= min_frames")
+        _require(self.vocab_size >= 300, "DataConfig.vocab_size", self.vocab_size, "must be at least 300")
+        _require(self.text_context >= 4, "DataConfig.text_context", self.text_context, "must be at least 4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up, fp32 master weights and an EMA."""
+
+    steps: int
+    """Optimiser steps of the whole training; greater than 0."""
+    batch_size: int
+    """Global batch in samples, fixed for the run at any world size; greater than 0."""
+    lr: float
+    """Peak learning rate; greater than 0."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices (norms, biases and embeddings have none); 0 or more."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's moment decays; each in [0, 1)."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up; 0 or more."""
+    lr_decay: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or cosine to a tenth of the peak at the last step."""
+    ema_decay: float = 0.9999
+    """Decay per step of the exponential moving average, ramped as min(decay, (1+step)/(10+step)); [0, 1)."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm; greater than 0."""
+    precision: Precision = "fp32"
+    """Compute precision; masters, moments and EMA are fp32 always."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "steps", "batch_size", "lr", "max_grad_norm")
+        _require_fraction(self, "ema_decay")
+        _require(self.weight_decay >= 0, "OptimConfig.weight_decay", self.weight_decay, "must be 0 or more")
+        _require(self.warmup_steps >= 0, "OptimConfig.warmup_steps", self.warmup_steps, "must be 0 or more")
+        _require(all(0 <= beta < 1 for beta in self.betas), "OptimConfig.betas", self.betas, "must each lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """The frames one training sample holds: `num_frames` stored frames, `stride` apart, at `size` pixels."""
+
+    size: int
+    """Side length in pixels; one of data.frame_sizes."""
+    num_frames: int
+    """Frames in the window; 1 or more."""
+    stride: int = 1
+    """Distance of the window's frames in stored frames; 1 or more."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "size", "num_frames", "stride")
+
+    @property
+    def span(self) -> int:
+        """Stored frames from the first to the last frame of the window, both counted."""
+        return (self.num_frames - 1) * self.stride + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Width and depth of a pre-norm transformer."""
+
+    dim: int
+    """Width; a multiple of heads."""
+    depth: int
+    """Blocks; 1 or more."""
+    heads: int
+    """Attention heads; 1 or more."""
+    dropout: float = 0.0
+    """Dropout of attention and feed-forward outputs; [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "dim", "depth", "heads")
+        _require_fraction(self, "dropout")
+        _require(
+            self.dim % self.heads == 0,
+            "TransformerConfig.dim",
+            self.dim,
+            f"must be a multiple of heads={self.heads}; next: {-(-self.dim // self.heads) * self.heads}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """CLIP over videos: a factorised space-time video encoder and a causal text encoder, symmetric contrastive loss."""
+
+    window: WindowConfig
+    """Frames that the video encoder sees."""
+    patch_size: int
+    """Side of a square patch in pixels; divides window.size."""
+    embed_dim: int
+    """Dimension of the shared embedding; greater than 0."""
+    text: TransformerConfig
+    """Text encoder."""
+    spatial: TransformerConfig
+    """Video encoder, attention within a frame."""
+    temporal: TransformerConfig
+    """Video encoder, attention over frames; same dim as spatial."""
+    optim: OptimConfig
+    """Training schedule."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "patch_size", "embed_dim")
+        _require(
+            self.window.size % self.patch_size == 0,
+            "ClipConfig.patch_size",
+            self.patch_size,
+            f"must divide window.size={self.window.size}",
+        )
+        _require(
+            self.spatial.dim == self.temporal.dim,
+            "ClipConfig.temporal.dim",
+            self.temporal.dim,
+            f"must equal spatial.dim={self.spatial.dim}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """Which windows of a clip get a CLIP video embedding in the store."""
+
+    hop: int = 8
+    """Stored frames between the starts of successive windows; greater than 0."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "hop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """Continuous-time Gaussian diffusion, t in [0, 1], variance preserving."""
+
+    objective: Objective = "v"
+    """What the network predicts."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Noise schedule (cosine: Nichol & Dhariwal 2021; linear: the variance-preserving SDE of Song et al. 2021)."""
+    logsnr_shift: float = 0.0
+    """Added to log SNR at every t; 2*log(64/size) keeps the noise of 64 px at larger sizes (Hoogeboom et al. 2023)."""
+    condition_dropout: float = 0.1
+    """Share of samples whose condition is dropped, which makes guidance possible; [0, 1)."""
+    sampling_steps: int = 50
+    """Default number of sampling steps; 1 or more."""
+    guidance_scale: float = 3.0
+    """Default classifier-free guidance: 1 is none; 0 or more."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "sampling_steps")
+        _require_fraction(self, "condition_dropout")
+        _require(self.guidance_scale >= 0, "DiffusionConfig.guidance_scale", self.guidance_scale, "must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Diffusion prior: CLIP text to CLIP video embedding with a causal transformer (Ramesh et al. 2022, sec. 2.2)."""
+
+    transformer: TransformerConfig
+    """Causal transformer over [text encodings, text embedding, time, noised embedding, query]."""
+    diffusion: DiffusionConfig
+    """Diffusion over the unit-norm embedding scaled by sqrt(embed_dim)."""
+    candidates: int = 2
+    """Embeddings sampled a prompt; the one nearest to the text embedding is kept; 1 or more."""
+    optim: OptimConfig
+    """Training schedule."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "candidates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnetConfig:
+    """3D U-Net with 1x3x3 convolutions and factorised space and time attention (Ho et al. 2022, sec. 3)."""
+
+    dim: int
+    """Channels of the first level; a multiple of 8."""
+    dim_mults: tuple[int, ...]
+    """Channels of each level as multiples of dim; each level but the last halves the side."""
+    blocks: int = 2
+    """Residual blocks a level; 1 or more."""
+    spatial_attention: tuple[bool, ...]
+    """For each level: attention within a frame."""
+    cross_attention: tuple[bool, ...]
+    """For each level: attention to the text encodings."""
+    temporal_attention: tuple[bool, ...]
+    """For each level: attention over frames."""
+    temporal_convolution: tuple[bool, ...]
+    """For each level: a 3x1x1 convolution after each residual block (Imagen Video's choice for super-resolution)."""
+    head_dim: int = 32
+    """Width of an attention head; greater than 0."""
+    dropout: float = 0.0
+    """Dropout in residual blocks; [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "dim", "blocks", "head_dim")
+        _require_fraction(self, "dropout")
+        _require(self.dim % 8 == 0, "UnetConfig.dim", self.dim, "must be a multiple of 8 (group norm)")
+        _require(
+            len(self.dim_mults) > 0 and min(self.dim_mults) > 0,
+            "UnetConfig.dim_mults",
+            self.dim_mults,
+            "must hold one or more positive multiples, for example: 1 2 4",
+        )
+        for name in ("spatial_attention", "cross_attention", "temporal_attention", "temporal_convolution"):
+            flags = getattr(self, name)
+            _require(
+                len(flags) == len(self.dim_mults),
+                f"UnetConfig.{name}",
+                flags,
+                f"must hold one flag for each of the {len(self.dim_mults)} levels in dim_mults={self.dim_mults}",
+            )
+
+    def check_size(self, size: int) -> None:
+        """Raise ValueError if `size` pixels cannot be halved once a level but the last."""
+        factor = 2 ** (len(self.dim_mults) - 1)
+        _require(size % factor == 0, "window.size", size, f"must be a multiple of {factor}: {self.dim_mults=}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Decoder: CLIP video embedding and text encodings to a low-rate, low-resolution video."""
+
+    window: WindowConfig
+    """Frames that the decoder makes."""
+    unet: UnetConfig
+    """Network."""
+    diffusion: DiffusionConfig
+    """Diffusion."""
+    optim: OptimConfig
+    """Training schedule."""
+
+    def __post_init__(self) -> None:
+        self.unet.check_size(self.window.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalSrConfig:
+    """Temporal super-resolution: fills the frames between those of a low-rate video."""
+
+    window: WindowConfig
+    """Frames that the stage makes."""
+    factor: int = 2
+    """Frames made for each frame given; divides window.num_frames; 2 or more."""
+    max_augmentation: float = 0.5
+    """Conditioning frames are noised to a random time in [0, this] in training (Ho et al. 2021); [0, 1)."""
+    sampling_augmentation: float = 0.1
+    """Conditioning frames are noised to this time in sampling; at most max_augmentation."""
+    unet: UnetConfig
+    """Network."""
+    diffusion: DiffusionConfig
+    """Diffusion."""
+    optim: OptimConfig
+    """Training schedule."""
+
+    def __post_init__(self) -> None:
+        self.unet.check_size(self.window.size)
+        _require_fraction(self, "max_augmentation", "sampling_augmentation")
+        _require(self.factor >= 2, "TemporalSrConfig.factor", self.factor, "must be 2 or more")
+        _require(
+            self.window.num_frames % self.factor == 0,
+            "TemporalSrConfig.factor",
+            self.factor,
+            f"must divide window.num_frames={self.window.num_frames}",
+        )
+        _require(
+            self.sampling_augmentation <= self.max_augmentation,
+            "TemporalSrConfig.sampling_augmentation",
+            self.sampling_augmentation,
+            f"must be at most max_augmentation={self.max_augmentation}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialSrConfig:
+    """Spatial super-resolution: the same frames at a larger size; trained on crops, run on whole frames."""
+
+    window: WindowConfig
+    """Frames that the stage makes."""
+    low_size: int
+    """Side in pixels of the video given; one of data.frame_sizes, divides window.size."""
+    crop_size: int
+    """Side in pixels of the random crop trained on; a multiple of window.size / low_size, at most window.size."""
+    max_augmentation: float = 0.5
+    """Conditioning frames are noised to a random time in [0, this] in training (Ho et al. 2021); [0, 1)."""
+    sampling_augmentation: float = 0.1
+    """Conditioning frames are noised to this time in sampling; at most max_augmentation."""
+    unet: UnetConfig
+    """Network."""
+    diffusion: DiffusionConfig
+    """Diffusion."""
+    optim: OptimConfig
+    """Training schedule."""
+
+    def __post_init__(self) -> None:
+        self.unet.check_size(self.window.size)
+        self.unet.check_size(self.crop_size)
+        _require_fraction(self, "max_augmentation", "sampling_augmentation")
+        _require(
+            self.window.size % self.low_size == 0 and self.low_size < self.window.size,
+            "SpatialSrConfig.low_size",
+            self.low_size,
+            f"must divide window.size={self.window.size} and be smaller",
+        )
+        factor = self.window.size // self.low_size
+        _require(
+            self.crop_size % factor == 0 and self.crop_size <= self.window.size,
+            "SpatialSrConfig.crop_size",
+            self.crop_size,
+            f"must be a multiple of {factor} and at most window.size={self.window.size}",
+        )
+        _require(
+            self.sampling_augmentation <= self.max_augmentation,
+            "SpatialSrConfig.sampling_augmentation",
+            self.sampling_augmentation,
+            f"must be at most max_augmentation={self.max_augmentation}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What `launch/sample.py` generates."""
+
+    prompts: tuple[str, ...] = ()
+    """Texts, one video each and repeat."""
+    samples_per_prompt: int = 1
+    """Videos a prompt, each with its own seed; 1 or more."""
+    videos_at_once: int = 8
+    """Videos made together; one array task; 1 or more."""
+    decoder_guidance: float | None = None
+    """Guidance of the decoder; None takes the recipe's."""
+    prior_guidance: float | None = None
+    """Guidance of the prior; None takes the recipe's."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "samples_per_prompt", "videos_at_once")
+        for prompt in self.prompts:
+            _require(bool(prompt.strip()), "sample.prompts", prompt, "must not be empty")
+
+    @property
+    def num_tasks(self) -> int:
+        """Array tasks that make all videos."""
+        return -(-len(self.prompts) * self.samples_per_prompt // self.videos_at_once)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One text-to-video system: its data and its stages."""
+
+    name: str
+    """Name of the recipe, as in experiments/recipes."""
+    seed: int = 0
+    """Seed of order, crops, captions, noise, dropout and initial weights; 0 or more."""
+    data: DataConfig
+    """Store."""
+    clip: ClipConfig
+    """CLIP."""
+    prior: PriorConfig
+    """Diffusion prior."""
+    decoder: DecoderConfig
+    """Decoder."""
+    temporal_sr: TemporalSrConfig
+    """Temporal super-resolution."""
+    spatial_sr: SpatialSrConfig | None = None
+    """Spatial super-resolution; None ends the cascade after temporal super-resolution."""
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    """Video embeddings of the whole store."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """Generation."""
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "Recipe.seed", self.seed, "must be 0 or more")
+        for stage in ("clip", "decoder", "temporal_sr", "spatial_sr"):
+            config = getattr(self, stage)
+            if config is None:
+                continue
+            window: WindowConfig = config.window
+            _require(
+                window.size in self.data.frame_sizes,
+                f"{stage}.window.size",
+                window.size,
+                f"is not stored; data.frame_sizes={self.data.frame_sizes}",
+            )
+            _require(
+                window.span <= self.data.min_frames,
+                f"{stage}.window.num_frames",
+                window.num_frames,
+                f"at stride {window.stride} spans {window.span} stored frames, more than "
+                f"data.min_frames={self.data.min_frames} guarantees; raise --data.min-frames",
+            )
+        self._check_cascade()
+
+    def _check_cascade(self) -> None:
+        low, high = self.decoder.window, self.temporal_sr.window
+        expected = (low.size, low.num_frames * self.temporal_sr.factor, low.stride)
+        found = (high.size, high.num_frames, high.stride * self.temporal_sr.factor)
+        _require(
+            expected == found,
+            "temporal_sr.window",
+            high,
+            f"does not follow from decoder.window={low} by factor={self.temporal_sr.factor}: wanted the same size, "
+            "factor times the frames, stride divided by the factor",
+        )
+        if self.spatial_sr is not None:
+            given = (self.spatial_sr.low_size, self.spatial_sr.window.num_frames, self.spatial_sr.window.stride)
+            _require(
+                given == (high.size, high.num_frames, high.stride),
+                "spatial_sr",
+                given,
+                f"(low_size, num_frames, stride) must be those of temporal_sr.window={high}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How a training runs on the machine it is given. Never part of the identity."""
+
+    micro_batch: int | None = None
+    """Samples a rank computes at once; None: the whole share of the rank, without gradient accumulation."""
+    workers: int = 0
+    """Loader processes a rank; 0 loads in the training process."""
+    checkpoint_every: int = 500
+    """Steps between periodic checkpoints; greater than 0."""
+    log_every: int = 10
+    """Steps between metric records; greater than 0."""
+    validate_every: int = 500
+    """Steps between validation losses; greater than 0."""
+    activation_checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, about a third more time."""
+    torch_threads: int = 0
+    """CPU threads a rank; 0 shares the machine's cores among its ranks."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "checkpoint_every", "log_every", "validate_every")
+        _require(self.workers >= 0, "workers", self.workers, "must be 0 or more")
+        _require(self.torch_threads >= 0, "torch_threads", self.torch_threads, "must be 0 or more")
+        if self.micro_batch is not None:
+            _require_positive(self, "micro_batch")
+
+    def accumulation(self, batch_size: int, world_size: int) -> tuple[int, int]:
+        """Return (micro-batch, accumulation steps) with micro * accumulation * world_size == batch_size.
+
+        Raises ValueError that lists the choices that divide.
+        """
+        share, rest = divmod(batch_size, world_size)
+        if rest or share == 0:
+            worlds = [w for w in range(1, batch_size + 1) if batch_size % w == 0]
+            raise ValueError(
+                f"batch_size={batch_size} cannot be shared by {world_size} ranks; ranks that divide it: "
+                f"{', '.join(map(str, worlds))} (nodes x ranks per node)"
+            )
+        micro = share if self.micro_batch is None else self.micro_batch
+        if share % micro:
+            choices = [m for m in range(1, share + 1) if share % m == 0]
+            raise ValueError(
+                f"micro_batch={micro} does not divide the {share} samples of each of {world_size} ranks "
+                f"(batch_size={batch_size}); choose --micro-batch from {', '.join(map(str, choices))}"
+            )
+        return micro, share // micro
+
+
+def to_dict(config: object) -> dict:
+    """Return a config dataclass as plain JSON types."""
+    return cattrs.Converter(unstruct_collection_overrides={tuple: list}).unstructure(config)
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+def from_dict(cls: type[ConfigT], values: dict) -> ConfigT:
+    """Build a config from what `to_dict` gave. Raises ValueError naming fields that are unknown or missing."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    try:
+        return converter.structure(values, cls)
+    except cattrs.BaseValidationError as error:
+        raise ValueError(f"stored {cls.__name__}: " + "; ".join(cattrs.transform_error(error))) from error

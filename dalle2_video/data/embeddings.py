@@ -1,0 +1,153 @@
+"""CLIP video embeddings of windows, kept beside the frames as `embeddings/<CLIP run id>/video` of the store.
+
+One vector for each clip and window start on a fixed grid (0, hop, 2 hop, ...), so that the prior and the decoder can
+draw a window at random and still find its own embedding. Invariant: a shard covers the same clips as a shard of frames
+and has one writer; rows without a window hold NaN, which a reader refuses to return.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from dalle2_video.config import WindowConfig
+from dalle2_video.data.shard_reader import ShardReader
+from dalle2_video.data.store import (
+    WRITE_EMPTY_CHUNKS,
+    ZARR_SETTINGS,
+    Published,
+    Store,
+    create_sharded,
+    published_from,
+)
+
+
+def window_starts(num_frames: int, span: int, hop: int) -> np.ndarray:
+    """Return the starts 0, hop, 2 hop, ... of windows of `span` stored frames within `num_frames`, int64."""
+    return np.arange(0, max(0, num_frames - span + 1), hop, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSpec:
+    """Shape and meaning of one embeddings array."""
+
+    run_id: str
+    """CLIP run that made the embeddings: the name of their folder."""
+    num_clips: int
+    clips_per_shard: int
+    max_windows: int
+    dim: int
+    span: int
+    """Stored frames that a window covers."""
+    hop: int
+    """Stored frames between window starts."""
+
+    @property
+    def name(self) -> str:
+        """Path of the array relative to the store."""
+        return f"embeddings/{self.run_id}/video"
+
+    @property
+    def num_shards(self) -> int:
+        """Shards to write: one task each."""
+        return -(-self.num_clips // self.clips_per_shard)
+
+
+def spec_for(store: Store, run_id: str, window: WindowConfig, hop: int, dim: int) -> EmbeddingSpec:
+    """Return the spec of the embeddings that a CLIP with this window makes of a store."""
+    return EmbeddingSpec(
+        run_id=run_id,
+        num_clips=store.num_clips,
+        clips_per_shard=store.config.clips_per_shard,
+        max_windows=len(window_starts(store.config.max_frames, window.span, hop)),
+        dim=dim,
+        span=window.span,
+        hop=hop,
+    )
+
+
+def _create_array(staging: Path, spec: EmbeddingSpec) -> zarr.Array:
+    return create_sharded(
+        staging / spec.name,
+        (spec.num_clips, spec.max_windows, spec.dim),
+        "float32",
+        items_per_shard=spec.clips_per_shard,
+        chunk_frames=spec.max_windows,
+        compressed=False,
+        fill_value=float("nan"),
+        attributes=asdict(spec),
+    )
+
+
+def create(staging: Path, spec: EmbeddingSpec) -> Published:
+    """Write the array's metadata; returns what to publish."""
+    zarr.create_group(str(staging / "embeddings" / spec.run_id))
+    _create_array(staging, spec)
+    return [item for item in published_from(staging) if item[1] != "zarr.json"]
+
+
+def write_shard(staging: Path, spec: EmbeddingSpec, shard: int, values: list[np.ndarray]) -> Published:
+    """Write the embeddings of the shard's clips; returns the one file to publish.
+
+    values: for each clip of the shard, bad ones included, (windows of that clip, dim) float32.
+    """
+    first = shard * spec.clips_per_shard
+    expected = min(spec.clips_per_shard, spec.num_clips - first)
+    assert len(values) == expected, f"shard {shard} has {expected} clips, got {len(values)}"
+    block = np.full((len(values), spec.max_windows, spec.dim), np.nan, np.float32)
+    for row, vectors in enumerate(values):
+        assert np.isfinite(vectors).all(), f"embedding of clip {first + row} is not finite"
+        block[row, : len(vectors)] = vectors
+    # With empty chunks each shard has its file, also where all its clips are bad.
+    with zarr.config.set(ZARR_SETTINGS | WRITE_EMPTY_CHUNKS):
+        _create_array(staging, spec)[first : first + len(values)] = block
+    return [(staging / spec.name / f"c.{shard}.0.0", f"{spec.name}/c.{shard}.0.0")]
+
+
+class Embeddings:
+    """Reader of one run's embeddings; `spec` says which windows they are of."""
+
+    def __init__(self, store_path: Path, run_id: str) -> None:
+        """Raises ValueError, with the command to type, if they are missing or unfinished."""
+        path = Path(store_path) / "embeddings" / run_id / "video"
+        if not (path / "zarr.json").is_file():
+            raise ValueError(f"no embeddings of CLIP run {run_id} in {store_path}; run python launch/embed.py")
+        self._reader = ShardReader(path)
+        attributes: dict[str, Any] = dict(zarr.open_array(str(path), mode="r").attrs)
+        self.spec = EmbeddingSpec(**attributes)
+        present = {file.name for file in path.iterdir()}
+        missing = [i for i in range(self.spec.num_shards) if self._reader.shard_path(i).name not in present]
+        if missing:
+            raise ValueError(
+                f"embeddings of CLIP run {run_id} in {store_path} lack {len(missing)} of {self.spec.num_shards} shards "
+                f"(first: {missing[0]}); run python launch/embed.py again"
+            )
+
+    @property
+    def span(self) -> int:
+        """Stored frames that a window covers."""
+        return self.spec.span
+
+    @property
+    def hop(self) -> int:
+        """Stored frames between window starts."""
+        return self.spec.hop
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.spec.dim
+
+    def read(self, clip: int, window: int) -> np.ndarray:
+        """Return the embedding of the clip's window that starts at frame window * hop: (dim,) float32.
+
+        Raises ValueError if the clip has no such window.
+        """
+        vector = self._reader.read(clip, window, window + 1)[0]
+        if not np.isfinite(vector).all():
+            raise ValueError(f"clip {clip} has no embedding of window {window} (start {window * self.hop})")
+        return vector

@@ -1,0 +1,27 @@
+"""Training loss of all diffusion stages: mean squared error against the target of the objective.
+
+One number a sample and not the batch's mean, so that a stage can weight samples, and so that validation can report the
+loss by noise level. Computed in fp32 whatever the network's precision.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dalle2_video.config import Objective
+from dalle2_video.diffusion.parameterization import target
+
+
+def diffusion_loss(prediction: Tensor, x0: Tensor, noise: Tensor, logsnr_b: Tensor, objective: Objective) -> Tensor:
+    """Mean over a sample's elements of (prediction - target)^2 (Ho et al. 2020, eq. 14, for any objective).
+
+    prediction, x0, noise: (b, ...) float of one shape; logsnr_b: (b,). Returns (b,) fp32, 0 or more.
+    Raises ValueError where the shapes differ, which broadcasting would turn into a wrong loss.
+    """
+    if not prediction.shape == x0.shape == noise.shape:
+        raise ValueError(
+            f"diffusion_loss: prediction {tuple(prediction.shape)}, x0 {tuple(x0.shape)} and noise "
+            f"{tuple(noise.shape)} must have one shape"
+        )
+    error = prediction.float() - target(objective, x0, noise, logsnr_b)
+    return error.square().flatten(1).mean(1)

@@ -1,0 +1,1 @@
+"""Using trained stages: embeddings of a store, and text to video."""

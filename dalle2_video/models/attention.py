@@ -1,0 +1,161 @@
+"""Transformer parts: multi-head attention, feed-forward, pre-norm blocks, and a relative position bias for time.
+
+Attention is `functional.scaled_dot_product_attention` everywhere, which picks the fused kernel of the device. Layers
+that must start at zero initialise themselves in `reset_parameters`: under ZeRO-3 a weight that a parent overwrites
+later is lost.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dalle2_video.config import TransformerConfig
+
+
+class ZeroLinear(nn.Linear):
+    """Linear layer that starts at zero, so that the residual branch it ends starts as the identity."""
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Embedding(nn.Embedding):
+    """Embedding table that starts at N(0, 0.02^2) (Radford et al. 2018, sec. 4.1) instead of torch's N(0, 1)."""
+
+    def reset_parameters(self) -> None:
+        """Draw the table."""
+        nn.init.normal_(self.weight, std=0.02)
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, sec. 3.2) to itself or to a context."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        head_dim: int | None = None,
+        context_dim: int | None = None,
+        dropout: float = 0.0,
+        zero_init: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        inner = heads * (dim // heads if head_dim is None else head_dim)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        # two layers, not one twice as wide: splitting that one costs a concatenation in the backward pass
+        self.to_k = nn.Linear(dim if context_dim is None else context_dim, inner, bias=False)
+        self.to_v = nn.Linear(dim if context_dim is None else context_dim, inner, bias=False)
+        self.to_out = ZeroLinear(inner, dim) if zero_init else nn.Linear(inner, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x_bld: Tensor,
+        context_bmd: Tensor | None = None,
+        *,
+        mask_bm: Tensor | None = None,
+        causal: bool = False,
+        bias_hlm: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from x to the context, or to x itself without one.
+
+        x_bld: (b, l, dim); context_bmd: (b, m, context_dim); mask_bm: (b, m) bool, False is never attended to, at least
+        one True a row; causal: position i sees 0..i (l = m); bias_hlm: (heads, l, m) added to the logits.
+        Returns (b, l, dim).
+        """
+        q = rearrange(self.to_q(x_bld), "b l (h d) -> b h l d", h=self.heads)
+        context = x_bld if context_bmd is None else context_bmd
+        k = rearrange(self.to_k(context), "b m (h d) -> b h m d", h=self.heads)
+        v = rearrange(self.to_v(context), "b m (h d) -> b h m d", h=self.heads)
+        allowed = None if mask_bm is None else mask_bm[:, None, None, :]
+        if causal and (allowed is not None or bias_hlm is not None):
+            # the fused kernels take either their own causal flag or a mask
+            triangle = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+            allowed = triangle if allowed is None else allowed & triangle
+            causal = False
+        if bias_hlm is not None:
+            bias = bias_hlm.to(q.dtype)[None]
+            allowed = bias if allowed is None else bias.masked_fill(~allowed, -math.inf)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
+        return self.dropout(self.to_out(rearrange(out, "b h l d -> b l (h d)")))
+
+
+class FeedForward(nn.Module):
+    """Two layers with GELU between, four times as wide inside."""
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, 4 * dim)
+        self.contract = nn.Linear(4 * dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_bld: Tensor) -> Tensor:
+        """Map (b, l, dim) to the same shape, each position by itself."""
+        return self.dropout(self.contract(functional.gelu(self.expand(x_bld))))
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.attention = MultiHeadAttention(config.dim, config.heads, dropout=config.dropout)
+        self.feed_forward_norm = nn.LayerNorm(config.dim)
+        self.feed_forward = FeedForward(config.dim, config.dropout)
+
+    def forward(self, x_bld: Tensor, *, mask_bm: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Map (b, l, dim) to the same shape; mask_bm and causal as in MultiHeadAttention."""
+        x_bld = x_bld + self.attention(self.attention_norm(x_bld), mask_bm=mask_bm, causal=causal)
+        return x_bld + self.feed_forward(self.feed_forward_norm(x_bld))
+
+
+class Transformer(nn.Module):
+    """Stack of pre-norm blocks and a final norm."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([TransformerBlock(config) for _ in range(config.depth)])
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, x_bld: Tensor, *, mask_bm: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Map (b, l, dim) to the same shape, normalised; mask_bm and causal as in MultiHeadAttention."""
+        for block in self.blocks:
+            x_bld = block(x_bld, mask_bm=mask_bm, causal=causal)
+        return self.norm(x_bld)
+
+
+class RelativePositionBias(nn.Module):
+    """Learned logit for each head and distance in time (Raffel et al. 2020, sec. 2.1).
+
+    Sixteen buckets for each sign of the distance: the first eight hold one distance each, the rest grow geometrically
+    up to `max_distance`, so that lengths never seen in training still have a bias. The sign tells forward from
+    backward.
+    """
+
+    def __init__(self, heads: int, *, buckets: int = 32, max_distance: int = 128) -> None:
+        super().__init__()
+        self.buckets, self.max_distance = buckets, max_distance
+        self.table = Embedding(buckets, heads)
+
+    def forward(self, length: int, device: torch.device) -> Tensor:
+        """Return the bias (heads, length, length) of query position i and key position j."""
+        position = torch.arange(length, device=device)
+        offset = position[None, :] - position[:, None]
+        half = self.buckets // 2
+        exact = half // 2
+        distance = offset.abs()
+        growth = torch.log(distance.clamp(min=exact) / exact) / math.log(self.max_distance / exact)
+        far = (exact + (growth * (half - exact)).long()).clamp(max=half - 1)
+        bucket = torch.where(distance < exact, distance, far) + half * (offset > 0)
+        return rearrange(self.table(bucket), "i j h -> h i j")

@@ -1,0 +1,111 @@
+"""Building a stage's model from its config, fresh or from an export folder.
+
+An export folder holds `model.safetensors` (full fp32 EMA weights), `config.json` (stage, config, dimensions) and, for
+CLIP, `tokenizer.json`. It is all that sampling and child stages read of a trained stage.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from dalle2_video.config import (
+    ClipConfig,
+    DecoderConfig,
+    PriorConfig,
+    SpatialSrConfig,
+    TemporalSrConfig,
+    from_dict,
+    to_dict,
+)
+from dalle2_video.models.clip import Clip
+from dalle2_video.models.prior import Prior
+from dalle2_video.models.unet3d import Unet3D
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+
+StageConfig = ClipConfig | PriorConfig | DecoderConfig | TemporalSrConfig | SpatialSrConfig
+CONFIG_TYPES: dict[str, type[StageConfig]] = {
+    "clip": ClipConfig,
+    "prior": PriorConfig,
+    "decoder": DecoderConfig,
+    "temporal_sr": TemporalSrConfig,
+    "spatial_sr": SpatialSrConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDims:
+    """Sizes that a model takes from its parents rather than from its own config."""
+
+    vocab_size: int
+    text_context: int
+    embed_dim: int
+    """Dimension of CLIP's shared embedding."""
+    text_dim: int
+    """Width of CLIP's text encodings."""
+
+
+def build(config: StageConfig, dims: ModelDims, *, activation_checkpointing: bool = False) -> nn.Module:
+    """Return a stage's model with fresh weights; works under `torch.device("meta")` too."""
+    if isinstance(config, ClipConfig):
+        return Clip(config, dims.vocab_size, dims.text_context)
+    if isinstance(config, PriorConfig):
+        return Prior(config.transformer, dims.embed_dim, dims.text_dim)
+    return Unet3D(
+        config.unet,
+        embedding_dim=dims.embed_dim if isinstance(config, DecoderConfig) else None,
+        text_dim=dims.text_dim,
+        low_res=not isinstance(config, DecoderConfig),
+        activation_checkpointing=activation_checkpointing,
+    )
+
+
+def export_files(
+    stage: str, config: StageConfig, dims: ModelDims, *, fps: float, tokenizer_json: str | None = None
+) -> dict[str, str]:
+    """Return the texts of an export folder by file name.
+
+    fps: frames per second of the store that the stage was trained on.
+    """
+    content = {"stage": stage, "config": to_dict(config), "dims": asdict(dims), "fps": fps}
+    files = {CONFIG: json.dumps(content, indent=1, sort_keys=True)}
+    return files if tokenizer_json is None else files | {TOKENIZER: tokenizer_json}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A trained stage as loaded from its export folder."""
+
+    stage: str
+    config: Any
+    dims: ModelDims
+    fps: float
+    module: nn.Module
+
+
+def load_export(folder: Path, stage: str) -> Exported:
+    """Load an export of `stage`: EMA weights in fp32, evaluation mode, no gradients, on the CPU.
+
+    Raises ValueError naming the folder where it is no export of that stage.
+    """
+    path = folder / CONFIG
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} is no export folder: {CONFIG} or {WEIGHTS} is missing")
+    content = json.loads(path.read_text())
+    if content["stage"] != stage:
+        raise ValueError(f"{folder} is an export of stage {content['stage']}, wanted {stage}")
+    config = from_dict(CONFIG_TYPES[stage], content["config"])
+    dims = ModelDims(**content["dims"])
+    module = build(config, dims)
+    module.load_state_dict(load_file(folder / WEIGHTS))
+    return Exported(
+        stage=stage, config=config, dims=dims, fps=content["fps"], module=module.eval().requires_grad_(False)
+    )

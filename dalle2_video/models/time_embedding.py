@@ -1,0 +1,34 @@
+"""Embedding of log SNR, the networks' only notion of diffusion time.
+
+Sinusoids in fp32 (bf16 could not tell neighbouring steps apart), then two layers in the weights' precision. Used by the
+prior, and by the U-Nets for their own noise level and for that of a conditioning video.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Radians a unit of log SNR: from an eighth of a turn over the whole range [-15, 15] to a turn each unit.
+MIN_FREQUENCY, MAX_FREQUENCY = 0.025, 6.0
+
+
+class LogSnrEmbedding(nn.Module):
+    """Log SNR to a vector: sinusoids, then linear, SiLU, linear."""
+
+    def __init__(self, dim: int, *, num_frequencies: int = 32) -> None:
+        super().__init__()
+        self.num_frequencies = num_frequencies
+        self.expand = nn.Linear(2 * num_frequencies, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, logsnr_b: Tensor) -> Tensor:
+        """Embed (b,) float as (b, dim) in the precision of the weights."""
+        exponents = torch.linspace(0, 1, self.num_frequencies, dtype=torch.float32, device=logsnr_b.device)
+        frequencies = MIN_FREQUENCY * torch.exp(exponents * math.log(MAX_FREQUENCY / MIN_FREQUENCY))
+        angles = logsnr_b.float()[:, None] * frequencies
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return self.out(functional.silu(self.expand(waves.to(self.expand.weight.dtype))))

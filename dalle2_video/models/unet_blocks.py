@@ -1,0 +1,177 @@
+"""Blocks of the 3D U-Net: residual block, attention in space, to the text and over time, and resampling.
+
+Feature maps are 4-dimensional (n, c, h, w) with n = batch * frames, stored channels last: 2D convolutions over folded
+frames are up to twice as fast as 1x3x3 3D ones, and a map becomes attention tokens (n, h * w, c) or (b, t * h * w, c)
+by a view, without a copy. Every residual branch ends in a layer that starts at zero: untrained, it is the identity.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dalle2_video.config import UnetConfig
+from dalle2_video.models.attention import MultiHeadAttention, RelativePositionBias, ZeroLinear
+
+GROUPS = 8
+
+
+class ZeroConv2d(nn.Conv2d):
+    """2D convolution that starts at zero."""
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice; the condition scales and shifts the second norm (Dhariwal & Nichol 2021)."""
+
+    def __init__(self, channels: int, condition_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(GROUPS, channels)
+        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
+        # scale and shift of the condition stand in for the norm's own; at zero they are the identity
+        self.norm_out = nn.GroupNorm(GROUPS, channels, affine=False)
+        self.modulation = ZeroLinear(condition_dim, 2 * channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = ZeroConv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_nchw: Tensor, condition_bd: Tensor) -> Tensor:
+        """Map (b * t, c, h, w) to the same shape; condition_bd: (b, condition_dim)."""
+        hidden = self.norm_out(self.conv_in(functional.silu(self.norm_in(x_nchw))))
+        scale, shift = rearrange(self.modulation(condition_bd), "b (two c) -> two b 1 c 1 1", two=2)
+        frames = rearrange(hidden, "(b t) c h w -> b t c h w", b=len(condition_bd))
+        frames = torch.addcmul(shift, frames, 1 + scale)
+        hidden = rearrange(functional.silu(frames), "b t c h w -> (b t) c h w")
+        return x_nchw + self.conv_out(self.dropout(hidden))
+
+
+class TemporalConvolution(nn.Module):
+    """3x1x1 convolution over time, as a 2D convolution with all pixels along one axis."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.conv = ZeroConv2d(channels, channels, (3, 1), padding=(1, 0))
+
+    def forward(self, x_nchw: Tensor, batch: int) -> Tensor:
+        """Map (batch * t, c, h, w) to the same shape."""
+        height = x_nchw.shape[2]
+        hidden = rearrange(functional.silu(self.norm(x_nchw)), "(b t) c h w -> b c t (h w)", b=batch)
+        return x_nchw + rearrange(self.conv(hidden), "b c t (h w) -> (b t) c h w", h=height)
+
+
+class SpatialAttention(nn.Module):
+    """Each pixel attends to the pixels of its frame."""
+
+    def __init__(self, channels: int, head_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        heads = max(1, channels // head_dim)
+        self.attention = MultiHeadAttention(channels, heads, head_dim=head_dim, zero_init=True)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """Map (n, c, h, w) to the same shape."""
+        tokens = self.norm(rearrange(x_nchw, "n c h w -> n (h w) c"))
+        return x_nchw + rearrange(self.attention(tokens), "n (h w) c -> n c h w", h=x_nchw.shape[2])
+
+
+class CrossAttention(nn.Module):
+    """Each pixel of each frame attends to the conditions' tokens."""
+
+    def __init__(self, channels: int, head_dim: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        heads = max(1, channels // head_dim)
+        self.attention = MultiHeadAttention(channels, heads, head_dim=head_dim, context_dim=context_dim, zero_init=True)
+
+    def forward(self, x_nchw: Tensor, context_bmd: Tensor, mask_bm: Tensor) -> Tensor:
+        """Map (b * t, c, h, w) to the same shape; context_bmd: (b, m, context_dim), mask_bm: (b, m) bool."""
+        height, width = x_nchw.shape[2:]
+        # all frames of a sample as one row of queries: the context is projected once a sample, not once a frame
+        tokens = self.norm(rearrange(x_nchw, "(b t) c h w -> b (t h w) c", b=len(context_bmd)))
+        out = self.attention(tokens, context_bmd, mask_bm=mask_bm)
+        return x_nchw + rearrange(out, "b (t h w) c -> (b t) c h w", h=height, w=width)
+
+
+class TemporalAttention(nn.Module):
+    """Each pixel attends to the same pixel of all frames, with a bias by distance in time (Ho et al. 2022, sec. 3)."""
+
+    def __init__(self, channels: int, head_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        heads = max(1, channels // head_dim)
+        self.bias = RelativePositionBias(heads)
+        self.attention = MultiHeadAttention(channels, heads, head_dim=head_dim, zero_init=True)
+
+    def forward(self, x_nchw: Tensor, batch: int) -> Tensor:
+        """Map (batch * t, c, h, w) to the same shape, for any t."""
+        num_frames, height, width = len(x_nchw) // batch, *x_nchw.shape[2:]
+        tokens = self.norm(rearrange(x_nchw, "(b t) c h w -> (b h w) t c", b=batch))
+        out = self.attention(tokens, bias_hlm=self.bias(num_frames, x_nchw.device))
+        return x_nchw + rearrange(out, "(b h w) t c -> (b t) c h w", h=height, w=width)
+
+
+class Block(nn.Module):
+    """Residual block with the level's convolution over time and attentions; on the way up it first merges a skip."""
+
+    def __init__(
+        self, config: UnetConfig, level: int, condition_dim: int, context_dim: int, *, merges_skip: bool = False
+    ) -> None:
+        super().__init__()
+        channels = config.dim * config.dim_mults[level]
+        # a projected sum instead of a concatenation: the same linear merge, without the copy and the wider block
+        self.merge = nn.Conv2d(channels, channels, 1, bias=False) if merges_skip else None
+        self.residual = ResidualBlock(channels, condition_dim, config.dropout)
+        self.temporal_convolution = TemporalConvolution(channels) if config.temporal_convolution[level] else None
+        self.spatial = SpatialAttention(channels, config.head_dim) if config.spatial_attention[level] else None
+        self.cross = CrossAttention(channels, config.head_dim, context_dim) if config.cross_attention[level] else None
+        self.temporal = TemporalAttention(channels, config.head_dim) if config.temporal_attention[level] else None
+
+    def forward(
+        self,
+        x_nchw: Tensor,
+        condition_bd: Tensor,
+        context_bmd: Tensor | None,
+        mask_bm: Tensor | None,
+        skip_nchw: Tensor | None = None,
+    ) -> Tensor:
+        """Map (b * t, c, h, w) to the same shape; condition, context and mask as in the parts; skip like x."""
+        batch = len(condition_bd)
+        if self.merge is not None:
+            x_nchw = x_nchw + self.merge(skip_nchw)
+        x_nchw = self.residual(x_nchw, condition_bd)
+        if self.temporal_convolution is not None:
+            x_nchw = self.temporal_convolution(x_nchw, batch)
+        if self.spatial is not None:
+            x_nchw = self.spatial(x_nchw)
+        if self.cross is not None:
+            assert context_bmd is not None and mask_bm is not None
+            x_nchw = self.cross(x_nchw, context_bmd, mask_bm)
+        if self.temporal is not None:
+            x_nchw = self.temporal(x_nchw, batch)
+        return x_nchw
+
+
+class Downsample(nn.Conv2d):
+    """Halves height and width."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 2, stride=2)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: mixes channels at the small size, then repeats pixels."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """Map (n, channels, h, w) to (n, out_channels, 2 h, 2 w)."""
+        return functional.interpolate(self.mix(x_nchw), scale_factor=2, mode="nearest")

@@ -1,0 +1,41 @@
+"""What the training loop needs to know of a stage, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dalle2_video.config import OptimConfig
+from dalle2_video.data.batches import Split, WindowDataset
+from dalle2_video.data.keyed_random import Draws
+
+Batch = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+Model = Callable[..., Any]
+
+
+class Stage(Protocol):
+    """One trainable stage. Everything here is the same on all ranks; all randomness comes from `draws`."""
+
+    optim: OptimConfig
+
+    def build(self) -> nn.Module:
+        """Return the model with fp32 initial weights drawn from torch's global generator."""
+
+    def to(self, device: torch.device) -> None:
+        """Move what the stage keeps beside the model (frozen parents) to `device`."""
+
+    def dataset(self, split: Split) -> WindowDataset:
+        """Return the samples of a split: a pure function of the global sample number."""
+
+    def loss(self, model: Model, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
+        """Return the mean loss of a micro-batch (scalar) and scalar metrics.
+
+        model: the engine, or the bare module; called the same number of times on every rank.
+        """
+
+    def export_files(self) -> dict[str, str]:
+        """Return the texts that lie beside the exported weights, by file name; see `models.factory`."""

@@ -1,0 +1,84 @@
+"""Process group of one training attempt: start, agree, end.
+
+Every rank has RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in its environment before `start`. NCCL on
+GPUs, gloo on CPUs. All ranks call the functions here in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+T = TypeVar("T")
+
+
+def start(threads: int) -> torch.device:
+    """Join the process group and return this rank's device.
+
+    threads: CPU threads of this rank; 0 shares the machine's cores among its ranks.
+    """
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    # On CPU DeepSpeed would compile its shared-memory collectives at first use: minutes, and a compiler on every node.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world))
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False, auto_mpi_discovery=False
+    )
+    return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+
+
+def rank() -> int:
+    """Rank of this process."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size()
+
+
+def from_rank_zero(make: Callable[[], T]) -> T:
+    """Return on every rank what `make` returns on rank 0; an exception there is raised on every rank."""
+    box: list[tuple[T | None, Exception | None]] = [(None, None)]
+    if rank() == 0:
+        try:
+            box = [(make(), None)]
+        except Exception as error:
+            box = [(None, error)]
+    dist.broadcast_object_list(box, src=0)
+    value, failure = box[0]
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[return-value]
+
+
+def gather_at_zero(value: T) -> list[T] | None:
+    """Return the values of all ranks on rank 0 and None elsewhere."""
+    gathered: list[T] | None = [value] * world_size() if rank() == 0 else None
+    dist.gather_object(value, gathered, dst=0)
+    return gathered
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over all ranks, in place."""
+    dist.all_reduce(values)
+    return values
+
+
+def end() -> None:
+    """Leave the process group: without it gloo may abort at exit and fail a finished job."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

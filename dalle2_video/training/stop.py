@@ -1,0 +1,43 @@
+"""Stopping: signals and switches set a flag; the loop reads it once a step, at the same step on all ranks.
+
+USR2 (preemption with notice, time limit) is PREEMPT: save, then ask for a requeue. TERM, INT and the STOP switch of
+the run folder are STOP: save and never requeue, or the job would be immune to scancel.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+STOP = 1
+PREEMPT = 2
+_SWITCH_INTERVAL_S = 1.0
+
+
+class StopFlag:
+    """This process's wish to stop: 0, STOP or PREEMPT; the highest ever seen stays."""
+
+    def __init__(self, switch: Callable[[], bool]) -> None:
+        """switch: whether somebody asked through the run folder; asked at most once a second, on rank 0."""
+        self._switch = switch
+        self._value = 0
+        self._pid = os.getpid()
+        self._asked_s = 0.0
+        for number, value in ((signal.SIGUSR2, PREEMPT), (signal.SIGTERM, STOP), (signal.SIGINT, STOP)):
+            signal.signal(number, lambda *_, value=value: self._raise_to(value))
+
+    def _raise_to(self, value: int) -> None:
+        # Loader workers inherit the handlers; their signals are not the trainer's.
+        if os.getpid() == self._pid:
+            self._value = max(self._value, value)
+
+    def poll(self) -> int:
+        """Return the flag of this process."""
+        now = time.monotonic()
+        if now - self._asked_s >= _SWITCH_INTERVAL_S:
+            self._asked_s = now
+            if self._switch():
+                self._raise_to(STOP)
+        return self._value

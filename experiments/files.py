@@ -1,0 +1,125 @@
+"""How files become visible on a shared file system: the only module that links, renames and fsyncs.
+
+A reader sees a file whole or not at all, on NFS and Lustre as well as on a local disk: content is written under a
+hidden name in the destination's folder, fsynced, renamed, and the folder is fsynced. Exclusive creation goes through
+`os.link`, which is atomic where O_EXCL over NFS has not always been. No locks, no comparison of two hosts' clocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the entries of `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(path: Path) -> None:
+    """Make a file, or a folder with everything in it, durable."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            fsync_tree(entry)
+        fsync_folder(path)
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _hidden_copy(path: Path, content: bytes) -> Iterator[Path]:
+    """Yield a durable hidden file beside `path` that holds `content`; it is gone afterwards, also after an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    try:
+        with hidden.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield hidden
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Create or replace a file whole."""
+    with _hidden_copy(path, content) as hidden:
+        hidden.rename(path)
+        fsync_folder(path.parent)
+
+
+def create_exclusive(path: Path, content: bytes) -> bool:
+    """Create a file whole, unless it exists. Return whether this call created it."""
+    with _hidden_copy(path, content) as hidden:
+        try:
+            os.link(hidden, path)
+        except FileExistsError:
+            return False
+        fsync_folder(path.parent)
+        return True
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Move a finished file or folder to its public name, durably. The rename is the commit.
+
+    Both must lie on one file system. A file replaces an older one of the same name; a folder raises FileExistsError
+    where `final` exists already.
+    """
+    fsync_tree(staged)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if staged.is_dir() and final.exists():
+        raise FileExistsError(final)
+    staged.rename(final)
+    fsync_folder(final.parent)
+
+
+def staging_folder(parent: Path) -> Path:
+    """Make an empty hidden folder in `parent`, on the same file system as what will be published there."""
+    folder = parent / f".staging-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder in one visible step: renamed to a hidden name first, so that no reader meets it half gone."""
+    hidden = folder.parent / f".removed-{uuid.uuid4().hex}"
+    try:
+        folder.rename(hidden)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def encode(value: Any) -> bytes:
+    """JSON for people and programs: indented, sorted, UTF-8, newline at the end."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any | None:
+    """Return the content of a JSON file, or None where there is no such file."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def names_in(folder: Path) -> list[str]:
+    """Sorted visible names in a folder; empty where there is none. Listing also refreshes NFS's idea of the folder."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208
+    except FileNotFoundError:
+        return []

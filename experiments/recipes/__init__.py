@@ -1,0 +1,1 @@
+"""Recipes: functions that return a `dalle2_video.config.Recipe`; one file each, named like the recipe."""

@@ -1,0 +1,99 @@
+"""Pure decisions: what the registry says and what the queue says, to the next action. No I/O, tested by tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.registry import AttemptRecord, Commit
+
+Liveness = Literal["alive", "gone", "unknown"]
+Action = Literal["finished", "attach", "launch", "poisoned", "unknown"]
+
+FAILURES_TO_POISON = 3
+FREE_ENDS = frozenset({"preempted", "timeout", "stopped", "done"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a launcher does next, and why, in words for its user."""
+
+    action: Action
+    reason: str
+
+
+def fruitless_failures(
+    attempts: Sequence[AttemptRecord],
+    commits: Iterable[Commit],
+    *,
+    group: int,
+    after: int = 0,
+) -> list[AttemptRecord]:
+    """Return the newest attempts in a row that ended in error, hang or without a word and committed nothing.
+
+    group: the array group looked at (0 for training); after: attempts up to this number are forgiven (`--retry`).
+    Preemption, time limits and stops are free. So is a supervised attempt without a word: its supervisor records a
+    rank's death, so silence means that the machine went away under both.
+    """
+    fruitful = {commit.attempt for commit in commits}
+    row: list[AttemptRecord] = []
+    for attempt in reversed(attempts):
+        if attempt.claim.get("group", 0) != group:
+            continue
+        if attempt.number <= after or attempt.number in fruitful or (attempt.end or {}).get("progress"):
+            break
+        if attempt.claim.get("supervised") if attempt.end is None else attempt.end["kind"] in FREE_ENDS:
+            break
+        row.append(attempt)
+    return row
+
+
+def poison(
+    attempts: Sequence[AttemptRecord], commits: Iterable[Commit], *, after: int = 0
+) -> list[AttemptRecord] | None:
+    """Return the failures that poison a run, or None: three in a row of one group."""
+    commits = list(commits)
+    for group in sorted({attempt.claim.get("group", 0) for attempt in attempts}):
+        row = fruitless_failures(attempts, commits, group=group, after=after)
+        if len(row) >= FAILURES_TO_POISON:
+            return row
+    return None
+
+
+def decide(
+    *,
+    done: bool,
+    liveness: Iterable[Liveness],
+    attempts: Sequence[AttemptRecord],
+    commits: Sequence[Commit],
+    retry: bool,
+    forgiven: int = 0,
+) -> Decision:
+    """Decide what a launch command does.
+
+    liveness: what the queue says of each job that was ever submitted for the run; retry: the user gave `--retry`;
+    forgiven: newest attempt at the time of an earlier `--retry`.
+    """
+    states = list(liveness)
+    if done:
+        return Decision(action="finished", reason="done already")
+    if "alive" in states:
+        return Decision(action="attach", reason="running or queued already")
+    if "unknown" in states and not retry:
+        return Decision(
+            action="unknown",
+            reason="an earlier job cannot be asked about from here and may be alive; run the command on the host that "
+            "started it, or give --retry to start a new attempt (the old one can then no longer commit)",
+        )
+    failures = None if retry else poison(attempts, commits, after=forgiven)
+    if failures:
+        last = failures[0].end or {"message": "it ended without a word (killed, or its machine went away)"}
+        return Decision(
+            action="poisoned",
+            reason=f"{len(failures)} attempts in a row failed without a new commit; the last: "
+            f"{last.get('message', last.get('kind'))}; mend the cause, then give --retry",
+        )
+    if commits:
+        return Decision(action="launch", reason=f"resumes at step {commits[-1].step}")
+    return Decision(action="launch", reason="starts" if not attempts else "starts again: nothing was committed yet")

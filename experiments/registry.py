@@ -1,0 +1,344 @@
+"""The run folders under $DALLE2_VIDEO_HOME: what exists, who tried what, what was committed, what is done.
+
+Everything that others rely on is a file that was published whole; state is derived from files and never stored. One
+attempt is one process group's try at a run; its number is claimed exclusively and is the fencing token: whoever finds
+a higher number may not commit any more. This module never imports torch, so that listing is quick on a login node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments import files, identity
+from experiments.identity import Parent
+
+HOME_VARIABLE = "DALLE2_VIDEO_HOME"
+EndKind = Literal["done", "preempted", "timeout", "stopped", "error", "hang"]
+_COMMIT = re.compile(r"step-(\d+)\.a(\d+)")
+
+
+class Superseded(RuntimeError):  # noqa: N818 - a state, not a defect of the caller
+    """A newer attempt owns the run; this one may not commit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """The immutable description of a run, as in run.json."""
+
+    stage: str
+    recipe: str
+    id: str
+    config: dict[str, Any]
+    source: str | None
+    parents: dict[str, Parent]
+    inputs: dict[str, str] = field(default_factory=dict)
+    schema: int = identity.SCHEMA
+    creator: str = ""
+    created: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptRecord:
+    """One try: what it claimed and, once it ended with a word, how."""
+
+    number: int
+    claim: dict[str, Any]
+    end: dict[str, Any] | None
+
+
+@dataclass(frozen=True, order=True, kw_only=True)
+class Commit:
+    """A committed checkpoint folder."""
+
+    step: int
+    attempt: int
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """A launcher's will to run, written before anything is submitted; `job` once it is known."""
+
+    number: int
+    request: dict[str, Any]
+    job: dict[str, Any] | None
+
+
+def default_home() -> Path:
+    """Return the registry's folder: $DALLE2_VIDEO_HOME, or ~/dalle2_video."""
+    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / "dalle2_video").expanduser().absolute()
+
+
+class Registry:
+    """All runs below one home folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def check_writable(self, *, free_bytes: int = 64 << 20) -> None:
+        """Raise ValueError with the remedy unless a run can be created here."""
+        remedy = f"choose another folder: export {HOME_VARIABLE}=/path/on/the/shared/file/system"
+        probe = self.home / f".probe-{uuid.uuid4().hex}"
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0" * 4096)
+        except OSError as error:
+            raise ValueError(f"{HOME_VARIABLE}={self.home} cannot be written ({error.strerror}); {remedy}") from error
+        finally:
+            _try_unlink(probe)
+        free = shutil.disk_usage(self.home).free
+        if free < free_bytes:
+            raise ValueError(
+                f"{HOME_VARIABLE}={self.home}: disk full: {free >> 20} MiB free, {free_bytes >> 20} MiB needed; "
+                f"free space or {remedy}"
+            )
+
+    def folder(self, stage: str, name: str) -> Path:
+        """Folder of a run."""
+        return self.home / "runs" / stage / name
+
+    def create(self, spec: RunSpec) -> Run:
+        """Create the run or open the one that has this identity.
+
+        Raises ValueError with the differences where a run of the same identity was created with another config: a
+        default changed its value since.
+        """
+        folder = self.folder(spec.stage, f"{spec.recipe}-{spec.id}")
+        staged = files.staging_folder(self.home / "runs" / spec.stage)
+        try:
+            whole = asdict(spec) | {"creator": f"{getpass.getuser()}@{socket.gethostname()}", "created": time.time()}
+            (staged / "run.json").write_bytes(files.encode(whole))
+            if not folder.exists():
+                try:
+                    files.publish(staged, folder)
+                except OSError:
+                    # Two launchers at the same moment: the other one's rename came first, and its run is the run.
+                    if not folder.exists():
+                        raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        run = Run(folder)
+        changed = identity.differences(run.spec.config, json.loads(json.dumps(spec.config)))
+        if changed:
+            raise ValueError(
+                f"run {spec.stage}/{folder.name} was created when defaults were different:\n  "
+                + "\n  ".join(changed)
+                + "\nset the old values on the command line to start a run with them, set the new ones to start a run "
+                "with those, or return to the code that created it"
+            )
+        return run
+
+    def runs(self, stage: str | None = None) -> Iterator[Run]:
+        """Yield the runs, of one stage or of all."""
+        for stage_name in [stage] if stage else files.names_in(self.home / "runs"):
+            for name in files.names_in(self.home / "runs" / stage_name):
+                folder = self.folder(stage_name, name)
+                if (folder / "run.json").exists():
+                    yield Run(folder)
+
+    def find(self, reference: str, stage: str | None = None) -> Run:
+        """Return the run whose id or folder name starts with `reference`; ValueError unless there is exactly one."""
+        found = [
+            run
+            for run in self.runs(stage)
+            if run.spec.id.startswith(reference) or run.folder.name.startswith(reference)
+        ]
+        if len(found) != 1:
+            what = "no run" if not found else f"{len(found)} runs ({', '.join(run.name for run in found)})"
+            raise ValueError(f"{what} matches {reference!r} in {self.home}; see: python tools/runs.py list")
+        return found[0]
+
+
+class Run:
+    """One run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        stored = files.read_json(folder / "run.json")
+        if stored is None:
+            raise ValueError(f"{folder} is not a run folder: it has no run.json")
+        stored["parents"] = {name: Parent(**parent) for name, parent in stored["parents"].items()}
+        self.spec = RunSpec(**stored)
+
+    @property
+    def name(self) -> str:
+        """`stage/recipe-id`."""
+        return f"{self.spec.stage}/{self.folder.name}"
+
+    def done(self) -> dict[str, Any] | None:
+        """Return the record of completion, with the digest that children pin, or None."""
+        return files.read_json(self.folder / "DONE")
+
+    def mark_done(self, record: dict[str, Any]) -> None:
+        """Record completion; the first record stays."""
+        files.create_exclusive(self.folder / "DONE", files.encode(record | {"time": time.time()}))
+
+    def as_parent(self) -> Parent:
+        """Pin this finished run for a child."""
+        record = self.done()
+        assert record is not None, f"{self.name} is not done"
+        return Parent(stage=self.spec.stage, id=self.spec.id, digest=record["digest"])
+
+    def attempts(self) -> list[AttemptRecord]:
+        """All attempts in order."""
+        folder = self.folder / "attempts"
+        return [
+            AttemptRecord(
+                number=number,
+                claim=files.read_json(folder / f"{number:04d}.json") or {},
+                end=files.read_json(folder / f"{number:04d}.end.json"),
+            )
+            for number in self._attempt_numbers()
+        ]
+
+    def _attempt_numbers(self) -> list[int]:
+        names = files.names_in(self.folder / "attempts")
+        return sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d+\.json", name))
+
+    def newest_attempt(self) -> int:
+        """Number of the newest attempt; 0 where there is none."""
+        return max(self._attempt_numbers(), default=0)
+
+    def claim_attempt(self, claim: dict[str, Any]) -> Attempt:
+        """Claim the next attempt number; whoever held a lower one may not commit from now on."""
+        host = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        while True:
+            number = self.newest_attempt() + 1
+            path = self.folder / "attempts" / f"{number:04d}.json"
+            if files.create_exclusive(path, files.encode(host | claim)):
+                return Attempt(self, number)
+
+    def commits(self) -> list[Commit]:
+        """Committed checkpoints, oldest first: by step, then by attempt."""
+        folder = self.folder / "checkpoints"
+        matches = [(name, _COMMIT.fullmatch(name)) for name in files.names_in(folder)]
+        return sorted(
+            Commit(step=int(match[1]), attempt=int(match[2]), path=folder / name) for name, match in matches if match
+        )
+
+    def intents(self) -> list[Intent]:
+        """All intents, oldest first."""
+        names = files.names_in(self.folder / "intent")
+        return [self.intent(int(name[:4])) for name in names if re.fullmatch(r"\d{4}\.json", name)]
+
+    def intent(self, number: int) -> Intent:
+        """Return one intent."""
+        folder = self.folder / "intent"
+        request = files.read_json(folder / f"{number:04d}.json")
+        assert request is not None, f"{self.name} has no intent {number}"
+        return Intent(number=number, request=request, job=files.read_json(folder / f"{number:04d}.job.json"))
+
+    def claim_intent(self, number: int, request: dict[str, Any]) -> bool:
+        """Record the will to run before anything is submitted; False where another launcher took the number.
+
+        A launcher decides on what intents 1..n say and then claims n+1: so of two launchers that saw the same state
+        just one goes on.
+        """
+        whole = request | {"time": time.time()}
+        return files.create_exclusive(self.folder / "intent" / f"{number:04d}.json", files.encode(whole))
+
+    def resolve_intent(self, number: int, job: dict[str, Any]) -> None:
+        """Record the job that an intent became."""
+        files.write_atomic(self.folder / "intent" / f"{number:04d}.job.json", files.encode(job))
+
+    def task_records(self) -> dict[int, dict[str, Any]]:
+        """Records of the finished tasks of an array run, by task."""
+        folder = self.folder / "tasks"
+        names = [name for name in files.names_in(folder) if name.endswith(".json")]
+        return {int(name.removesuffix(".json")): files.read_json(folder / name) or {} for name in names}
+
+    def tasks_done(self) -> set[int]:
+        """Finished tasks of an array run, without reading their records."""
+        return {int(name.removesuffix(".json")) for name in files.names_in(self.folder / "tasks")}
+
+    def finish_task(self, task: int, record: dict[str, Any]) -> None:
+        """Record a task as finished; the first record stays."""
+        files.create_exclusive(self.folder / "tasks" / f"{task:05d}.json", files.encode(record))
+
+    def stop_requested(self) -> bool:
+        """Return whether somebody asked the run to stop."""
+        return (self.folder / "STOP").exists()
+
+    def request_stop(self) -> None:
+        """Ask the run to save and stop."""
+        files.write_atomic(self.folder / "STOP", b"")
+
+    def clear_stop(self) -> None:
+        """Take the request back; a new launch does."""
+        (self.folder / "STOP").unlink(missing_ok=True)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Training metrics of all attempts by step; where a step was done twice, the later attempt's record counts."""
+        merged: dict[tuple[int, str], dict[str, Any]] = {}
+        for name in files.names_in(self.folder):
+            if name.startswith("metrics.") and name.endswith(".jsonl"):
+                for record in read_jsonl(self.folder / name):
+                    merged[record["step"], record.get("split", "train")] = record
+        return [merged[key] for key in sorted(merged)]
+
+
+class Attempt:
+    """A claimed attempt: the only writer of its own files."""
+
+    def __init__(self, run: Run, number: int) -> None:
+        self.run = run
+        self.number = number
+
+    def superseded(self) -> bool:
+        """Return whether a newer attempt exists."""
+        return self.run.newest_attempt() > self.number
+
+    def stage_commit(self) -> Path:
+        """Return a new hidden folder to write a checkpoint into."""
+        return files.staging_folder(self.run.folder / "checkpoints")
+
+    def commit(self, step: int, staged: Path) -> Commit:
+        """Publish a checkpoint. Raises Superseded where a newer attempt owns the run."""
+        if self.superseded():
+            shutil.rmtree(staged, ignore_errors=True)
+            raise Superseded(f"attempt {self.number} of {self.run.name}: a newer attempt owns the run")
+        final = self.run.folder / "checkpoints" / f"step-{step:08d}.a{self.number:04d}"
+        files.publish(staged, final)
+        return Commit(step=step, attempt=self.number, path=final)
+
+    def append(self, kind: Literal["metrics", "events"], record: dict[str, Any]) -> None:
+        """Append a record to this attempt's metrics or events."""
+        line = json.dumps(record | {"time": time.time()}, sort_keys=True)
+        with (self.run.folder / f"{kind}.{self.number:04d}.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def beat(self, status: dict[str, Any]) -> None:
+        """Tell watchers that the attempt lives and how far it is."""
+        (self.run.folder / f"beat.{self.number:04d}").write_text(json.dumps(status | {"time": time.time()}))
+
+    def end(self, kind: EndKind, **details: Any) -> None:
+        """Record how the attempt ended; the first record stays."""
+        path = self.run.folder / "attempts" / f"{self.number:04d}.end.json"
+        files.create_exclusive(path, files.encode({"kind": kind, "time": time.time()} | details))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Records of a JSON-lines file; a last line that is not whole yet is left out."""
+    records = []
+    with path.open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                records.append(json.loads(line))
+    return records
+
+
+def _try_unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a probe in a folder that cannot be written was never made
+        path.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+"""The command line of every launcher: `--recipe NAME`, then any field of the recipe and of the run, checked by type.
+
+A launcher offers just the parts of the recipe that its stage reads, so that no option is silently without effect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import pkgutil
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+import experiments.recipes
+from dalle2_video.config import Recipe, RuntimeConfig, to_dict
+from launch.parents import needed_parts
+from launch.stages import STAGES, StageInfo
+from slurm.executor import Placement
+
+_SEED_HELP = "Seed of order, crops, captions, noise, dropout and initial weights; 0 or more."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """What to do about the run."""
+
+    dry_run: bool = False
+    """Show the decision, the sizes and the sbatch file; change nothing."""
+    retry: bool = False
+    """Start again although attempts failed three times in a row, or although an earlier job cannot be asked about."""
+    wait: Literal["auto", "yes", "no"] = "auto"
+    """Stay and show progress until the run ends; auto: on this machine yes, on Slurm no."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayOptions:
+    """How an array's tasks are shared out."""
+
+    tasks: int = 2
+    """Jobs that share the run's tasks; on this machine they run side by side; 1 or more."""
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1:
+            raise ValueError(f"--tasks {self.tasks} must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFiles:
+    """Where the data set lies. Not part of the identity: the clips' names and sizes are."""
+
+    data_root: str = ""
+    """Folder that holds `videos/` and `texts/` as CelebV-Text lays them out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """A parsed command line."""
+
+    recipe: Recipe
+    runtime: RuntimeConfig
+    placement: Placement
+    options: LaunchOptions
+    parents: dict[str, str]
+    """Run ids given by the user, by stage."""
+    tasks: int
+    data_root: str
+    command: Callable[[str], str]
+    """The command that launches another stage with the same options of the recipe."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in experiments/recipes."""
+    return sorted(module.name for module in pkgutil.iter_modules(experiments.recipes.__path__))
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return a recipe by name; ValueError lists the names there are."""
+    if name not in recipe_names():
+        raise ValueError(f"--recipe {name}: no such recipe; there are: {', '.join(recipe_names())}")
+    return importlib.import_module(f"experiments.recipes.{name}").recipe()
+
+
+def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
+    """Parse a launcher's command line; prints help, or an error and exits with code 2, where tyro says so."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="tiny")
+    known, rest = first.parse_known_args(list(arguments))
+    recipe = load_recipe(known.recipe)
+    if getattr(recipe, info.name, recipe) is None:
+        raise ValueError(f"recipe {known.recipe} has no {info.name} stage")
+    parts = [part for part in needed_parts(info) if getattr(recipe, part) is not None]
+    parsed: Any = tyro.cli(
+        _options_type(info, recipe, parts),
+        args=rest,
+        prog=f"launch/{info.name}.py",
+        description=f"Stage {info.name}, recipe {known.recipe} (--recipe NAME takes: {', '.join(recipe_names())}).",
+    )
+    changed = dataclasses.replace(recipe, **{part: getattr(parsed, part) for part in parts})
+
+    def command(stage: str) -> str:
+        flags = override_flags(recipe, changed, needed_parts(STAGES[stage]))
+        return shlex.join(["python", f"launch/{stage}.py", "--recipe", known.recipe, *flags])
+
+    return Arguments(
+        recipe=changed,
+        runtime=getattr(parsed, "runtime", RuntimeConfig()),
+        placement=parsed.placement,
+        options=parsed.options,
+        parents={stage: given for stage, given in vars(getattr(parsed, "parents", None) or _Empty()).items() if given},
+        tasks=parsed.array.tasks if hasattr(parsed, "array") else 1,
+        data_root=parsed.files.data_root if hasattr(parsed, "files") else "",
+        command=command,
+    )
+
+
+class _Empty:
+    pass
+
+
+def _options_type(info: StageInfo, recipe: Recipe, parts: Sequence[str]) -> type:
+    """Return the dataclass of this launcher's options; its defaults are the recipe's values."""
+    flat = tyro.conf.arg(name="")
+    fields: list[tuple[str, Any, Any]] = [
+        ("options", Annotated[LaunchOptions, flat], field(default_factory=LaunchOptions)),
+        ("placement", Annotated[Placement, flat], field(default_factory=Placement)),
+    ]
+    if info.training:
+        fields.append(("runtime", Annotated[RuntimeConfig, flat], field(default_factory=RuntimeConfig)))
+    else:
+        fields.append(("array", Annotated[ArrayOptions, flat], field(default_factory=ArrayOptions)))
+    if info.name == "preprocess":
+        fields.append(("files", Annotated[DataFiles, flat], field(default_factory=DataFiles)))
+    if info.parents:
+        parents = dataclasses.make_dataclass(
+            "Parents",
+            [
+                (
+                    stage,
+                    Annotated[str, tyro.conf.arg(help="Id of a finished run; default: the newest that matches.")],
+                    "",
+                )
+                for stage in info.parents
+                if getattr(recipe, stage, recipe) is not None
+            ],
+            frozen=True,
+            kw_only=True,
+        )
+        fields.append(("parents", parents, field(default_factory=parents)))
+    for part in parts:
+        value = getattr(recipe, part)
+        kind: Any = Annotated[int, tyro.conf.arg(help=_SEED_HELP)] if part == "seed" else type(value)
+        fields.append((part, kind, field(default_factory=lambda value=value: value)))
+    return dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True)
+
+
+def override_flags(default: Recipe, changed: Recipe, parts: Sequence[str]) -> list[str]:
+    """Return the command-line flags that turn `default` into `changed` in the given parts of a recipe."""
+    flags: list[str] = []
+    for part in parts:
+        flags += _flags(part, to_dict_or_value(getattr(default, part)), to_dict_or_value(getattr(changed, part)))
+    return flags
+
+
+def to_dict_or_value(value: Any) -> Any:
+    """Return a config dataclass as plain types, and a plain value as it is."""
+    return to_dict(value) if dataclasses.is_dataclass(value) else value
+
+
+def _flags(path: str, default: Any, changed: Any) -> list[str]:
+    if isinstance(default, dict) and isinstance(changed, dict):
+        return [flag for key in changed for flag in _flags(f"{path}.{key}", default[key], changed[key])]
+    if default == changed:
+        return []
+    values = changed if isinstance(changed, list) else [changed]
+    return [f"--{path.replace('_', '-')}", *map(str, values)]

@@ -1,0 +1,16 @@
+"""Train CLIP: a video and a text encoder in one embedding space.
+
+python launch/clip.py --recipe tiny
+python launch/clip.py --recipe tiny --help
+"""
+
+import sys
+from pathlib import Path
+
+# Python puts launch/ first on the path, where `import clip` anywhere would find a launcher.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launch.submit import main
+
+if __name__ == "__main__":
+    sys.exit(main("clip"))

@@ -1,0 +1,46 @@
+"""What a run will take, told before anything is submitted: parameters and memory of the model states."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from dalle2_video.config import Recipe
+from launch.arguments import Arguments
+from launch.stages import StageInfo
+
+BYTES_PER_PARAMETER = {"fp32": 20, "bf16": 18}
+"""ZeRO-3 states of one parameter over all ranks: weights, gradient, fp32 master (bf16), two moments, EMA."""
+
+
+def show(console: Console, info: StageInfo, arguments: Arguments) -> None:
+    """Print the sizes of a training stage; other stages have nothing that is known beforehand."""
+    if not info.training:
+        return
+    config = getattr(arguments.recipe, info.name)
+    count = parameters(arguments.recipe, info.name)
+    world = arguments.placement.world_size
+    states = count * BYTES_PER_PARAMETER[config.optim.precision] / world
+    micro, accumulation = arguments.runtime.accumulation(config.optim.batch_size, world)
+    console.print(
+        f"  {info.name}: {count / 1e6:.2f} M parameters; model states {states / 2**20:.0f} MiB a rank on {world} "
+        f"rank{'s' * (world > 1)} (activations come on top)\n"
+        f"  {config.optim.steps} steps of {config.optim.batch_size} samples = {world} ranks x micro-batch {micro} x "
+        f"accumulation {accumulation}; precision {config.optim.precision}"
+    )
+
+
+def parameters(recipe: Recipe, stage: str) -> int:
+    """Number of parameters of a stage's model, counted on the meta device: no memory, any size."""
+    import torch
+
+    from dalle2_video.models.factory import ModelDims, build
+
+    dims = ModelDims(
+        vocab_size=recipe.data.vocab_size,
+        text_context=recipe.data.text_context,
+        embed_dim=recipe.clip.embed_dim,
+        text_dim=recipe.clip.text.dim,
+    )
+    with torch.device("meta"):
+        module = build(getattr(recipe, stage), dims)
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,82 @@
+"""Which finished runs a new run builds on: chosen by what the recipe says, pinned by digest.
+
+Of the finished runs that match the recipe the newest is taken, unless the user names one. All parents must share their
+own parents: a decoder of one CLIP never meets the prior of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from experiments.identity import Parent
+from experiments.registry import Registry, Run
+from launch.stages import STAGES, StageInfo
+
+
+def resolve(
+    registry: Registry,
+    info: StageInfo,
+    expected_config: Callable[[str], dict[str, Any] | None],
+    named: Mapping[str, str],
+    command_for: Callable[[str], str],
+) -> dict[str, Run]:
+    """Return the parent runs by stage, ancestors first.
+
+    expected_config: config that a parent stage's run must have, None where the recipe has no such stage; named: run ids
+    the user gave, by stage; command_for: the command that makes a stage's run. Raises ValueError with that command.
+    """
+    chosen: dict[str, Run] = {}
+    pinned: dict[str, Parent] = {}
+    for stage in info.parents:
+        config = expected_config(stage)
+        if config is None:
+            continue
+        if stage in named:
+            run = registry.find(named[stage], stage)
+            if run.done() is None:
+                raise ValueError(f"--parents.{stage.replace('_', '-')} {named[stage]}: {run.name} is not finished")
+            problem = _conflict(run, pinned)
+            if problem:
+                raise ValueError(f"--parents.{stage.replace('_', '-')} {named[stage]}: {problem}")
+        else:
+            run = _newest(registry, stage, config, pinned, command_for)
+        chosen[stage] = run
+        pinned |= run.spec.parents
+        pinned[stage] = run.as_parent()
+    return chosen
+
+
+def _newest(
+    registry: Registry,
+    stage: str,
+    config: dict[str, Any],
+    pinned: Mapping[str, Parent],
+    command_for: Callable[[str], str],
+) -> Run:
+    matching = [run for run in registry.runs(stage) if run.spec.config == config and _conflict(run, pinned) is None]
+    finished = [(done["time"], run) for run in matching if (done := run.done()) is not None]
+    if finished:
+        return max(finished, key=lambda pair: pair[0])[1]
+    if matching:
+        raise ValueError(
+            f"{matching[-1].name} is not finished; go on with it: {command_for(stage)}\n"
+            f"(its log: {matching[-1].folder / 'logs'})"
+        )
+    raise ValueError(f"no {stage} run matches this recipe in {registry.home}; make one: {command_for(stage)}")
+
+
+def _conflict(run: Run, pinned: Mapping[str, Parent]) -> str | None:
+    """Return why a run cannot be a parent beside those already pinned, or None."""
+    for name, parent in run.spec.parents.items():
+        if name in pinned and pinned[name] != parent:
+            return f"{run.name} was made from {name} {parent.id}, the others from {name} {pinned[name].id}"
+    return None
+
+
+def needed_parts(info: StageInfo) -> tuple[str, ...]:
+    """Return the recipe's fields that a launcher needs: the stage's own and those that find its parents."""
+    parts: list[str] = []
+    for stage in [*info.parents, info.name]:
+        parts += [part for part in STAGES[stage].parts if part not in parts]
+    return tuple(parts)

@@ -1,0 +1,16 @@
+"""Generate videos from texts with the finished runs of a recipe.
+
+python launch/sample.py --recipe tiny --sample.prompts "a red circle moving left"
+python launch/sample.py --recipe tiny --help
+"""
+
+import sys
+from pathlib import Path
+
+# Python puts launch/ first on the path, where `import clip` anywhere would find a launcher.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launch.submit import main
+
+if __name__ == "__main__":
+    sys.exit(main("sample"))

@@ -1,0 +1,16 @@
+"""Train spatial super-resolution: the same frames at a larger size.
+
+python launch/spatial_sr.py --recipe tiny
+python launch/spatial_sr.py --recipe tiny --help
+"""
+
+import sys
+from pathlib import Path
+
+# Python puts launch/ first on the path, where `import clip` anywhere would find a launcher.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launch.submit import main
+
+if __name__ == "__main__":
+    sys.exit(main("spatial_sr"))

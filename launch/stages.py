@@ -1,0 +1,45 @@
+"""The stages as the launchers know them: what each learns from and which runs it needs. Pure data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageInfo:
+    """One launchable stage."""
+
+    name: str
+    parts: tuple[str, ...]
+    """Fields of the recipe that enter the run's identity, beside its parents."""
+    parents: tuple[str, ...]
+    """Stages whose finished runs it needs, ancestors first."""
+    training: bool = False
+    """Trained by the loop; else an array of tasks."""
+    whole_batch: bool = False
+    """The loss compares the samples of a batch, so that gradient accumulation would change it."""
+
+
+_ALL = (
+    StageInfo(name="preprocess", parts=("data",), parents=()),
+    StageInfo(name="clip", parts=("seed", "clip"), parents=("preprocess",), training=True, whole_batch=True),
+    StageInfo(name="embed", parts=("embed",), parents=("preprocess", "clip")),
+    StageInfo(name="prior", parts=("seed", "prior"), parents=("preprocess", "clip", "embed"), training=True),
+    StageInfo(name="decoder", parts=("seed", "decoder"), parents=("preprocess", "clip", "embed"), training=True),
+    StageInfo(name="temporal_sr", parts=("seed", "temporal_sr"), parents=("preprocess", "clip"), training=True),
+    StageInfo(name="spatial_sr", parts=("seed", "spatial_sr"), parents=("preprocess", "clip"), training=True),
+    StageInfo(
+        name="sample",
+        parts=("seed", "sample"),
+        parents=("clip", "prior", "decoder", "temporal_sr", "spatial_sr"),
+    ),
+)
+STAGES = {info.name: info for info in _ALL}
+
+
+def lineage(name: str) -> list[str]:
+    """Return a stage and all its ancestors, ancestors first."""
+    found: list[str] = []
+    for parent in STAGES[name].parents:
+        found += [stage for stage in lineage(parent) if stage not in found]
+    return [*found, name]

@@ -1,0 +1,258 @@
+"""The shared flow of all launchers: command line -> recipe -> identity -> registry -> decision -> executor.
+
+error: ...        exit code 2: the user can mend it; nothing was started and nothing half-made is left
+run failed        exit code 1: the reason and the log are printed
+Ctrl-C            the run is asked to save and stop (on this machine), exit code 130; the same command goes on
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dalle2_video.config import DataConfig, Recipe
+from experiments import files, identity
+from experiments.identity import Parent
+from experiments.reconcile import Decision, decide
+from experiments.registry import Intent, Registry, Run, RunSpec, default_home
+from launch import estimate, parents
+from launch.arguments import Arguments, parse, to_dict_or_value
+from launch.progress import follow
+from launch.stages import STAGES, StageInfo
+from slurm import executor, job_state
+from slurm.local import process_record
+
+USER_ERROR = 2
+MANIFEST = "manifest.json"
+INTERRUPTED = 130
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main(stage: str, arguments: Sequence[str] | None = None) -> int:
+    """Launch a stage; return the exit code."""
+    try:
+        return _launch(STAGES[stage], parse(STAGES[stage], sys.argv[1:] if arguments is None else arguments))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        print(f"error: {error}; free space or mend the permission, then run the same command again", file=sys.stderr)
+        return USER_ERROR
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """A run as it would be created."""
+
+    spec: RunSpec
+    num_tasks: int
+    """Tasks of an array; 0 for a training."""
+    manifest: list[list[Any]] | None
+    """Preprocessing: id, path below the data root and bytes of every clip."""
+
+
+def _launch(info: StageInfo, arguments: Arguments) -> int:
+    registry = Registry(default_home())
+    if info.training:
+        _check_batch(info, arguments)
+    try:
+        planned = _plan(registry, info, arguments)
+    except ValueError as error:
+        if not arguments.options.dry_run:
+            raise
+        console.print(f"would not start: {error}")
+        estimate.show(console, info, arguments)
+        return 0
+    if arguments.options.dry_run:
+        return _dry_run(registry, info, arguments, planned)
+    registry.check_writable()
+    run = registry.create(planned.spec)
+    if planned.manifest is not None:
+        files.create_exclusive(run.folder / MANIFEST, files.encode(planned.manifest))
+    return _start_or_attach(run, info, arguments, planned.num_tasks)
+
+
+def _check_batch(info: StageInfo, arguments: Arguments) -> None:
+    optim = getattr(arguments.recipe, info.name).optim
+    micro, accumulation = arguments.runtime.accumulation(optim.batch_size, arguments.placement.world_size)
+    if info.whole_batch and accumulation > 1:
+        raise ValueError(
+            f"--micro-batch {micro}: the contrastive loss of {info.name} compares all {optim.batch_size} samples of a "
+            f"batch and cannot be accumulated; leave --micro-batch out, or use more ranks"
+        )
+
+
+def _plan(registry: Registry, info: StageInfo, arguments: Arguments) -> _Planned:
+    recipe = arguments.recipe
+    manifest, source, inputs = None, None, {}
+    if info.name == "preprocess":
+        manifest, source = _scan(arguments.data_root, recipe.data)
+        inputs = {"data_root": str(Path(arguments.data_root).absolute())}
+    if info.name == "sample" and not recipe.sample.prompts:
+        raise ValueError("--sample.prompts is empty; give one or more: --sample.prompts 'a red circle moving left'")
+
+    def expected(stage: str) -> dict[str, Any] | None:
+        values = {part: getattr(recipe, part) for part in STAGES[stage].parts}
+        return None if None in values.values() else _plain(values)
+
+    found = parents.resolve(registry, info, expected, arguments.parents, arguments.command)
+    pinned: dict[str, Parent] = {stage: run.as_parent() for stage, run in found.items()}
+    parts = {part: getattr(recipe, part) for part in info.parts}
+    return _Planned(
+        spec=RunSpec(
+            stage=info.name,
+            recipe=recipe.name,
+            id=identity.run_id(stage=info.name, config=parts, source=source, parents=pinned),
+            config=_plain(parts),
+            source=source,
+            parents=pinned,
+            inputs=inputs,
+        ),
+        num_tasks=0 if info.training else _num_tasks(info, recipe, manifest, found),
+        manifest=manifest,
+    )
+
+
+def _num_tasks(info: StageInfo, recipe: Recipe, manifest: list[list[Any]] | None, found: dict[str, Run]) -> int:
+    if info.name == "sample":
+        return recipe.sample.num_tasks
+    if manifest is None:
+        manifest = files.read_json(found["preprocess"].folder / MANIFEST)
+    assert manifest is not None
+    return -(-len(manifest) // recipe.data.clips_per_shard)
+
+
+def _plain(parts: dict[str, Any]) -> dict[str, Any]:
+    return {part: to_dict_or_value(value) for part, value in parts.items()}
+
+
+def _scan(data_root: str, data: DataConfig) -> tuple[list[list[Any]], str]:
+    from dalle2_video.data.celebv_text import fingerprint, scan
+
+    if not data_root:
+        raise ValueError(
+            "--data-root is missing: the folder that holds videos/ and texts/ as CelebV-Text lays them out"
+        )
+    clips = scan(Path(data_root), data)
+    manifest = [[clip.clip_id, str(clip.path.relative_to(data_root)), clip.size_bytes] for clip in clips]
+    return manifest, fingerprint(clips)
+
+
+def _forgiven(intents: Sequence[Intent]) -> int:
+    return max((intent.request.get("forgiven", 0) for intent in intents), default=0)
+
+
+def _decide(run: Run, intents: Sequence[Intent], *, retry: bool) -> Decision:
+    return decide(
+        done=run.done() is not None,
+        # Newest first, and an older job cannot be alive where a newer one was let go ahead.
+        liveness=[job_state.of_intent(intent) for intent in intents[-1:]],
+        attempts=run.attempts(),
+        commits=run.commits(),
+        retry=retry,
+        forgiven=_forgiven(intents),
+    )
+
+
+def _start_or_attach(run: Run, info: StageInfo, arguments: Arguments, num_tasks: int) -> int:
+    while True:
+        intents = run.intents()
+        decision = _decide(run, intents, retry=arguments.options.retry)
+        if decision.action in ("poisoned", "unknown"):
+            raise ValueError(f"{run.name}: {decision.reason}\n(its folder: {run.folder})")
+        if decision.action == "finished":
+            return _report_done(run)
+        if decision.action == "launch":
+            number = len(intents) + 1
+            if not run.claim_intent(number, _request(run, info, arguments, intents, num_tasks)):
+                continue  # another launcher was quicker: look again
+            run.clear_stop()
+            console.print(f"[bold]{run.name}[/bold]: {decision.reason}")
+            groups = len(run.intent(number).request["groups"])
+            record = executor.submit(
+                run.folder, f"{info.name}-{run.spec.id}", number, groups, arguments.placement, training=info.training
+            )
+            run.resolve_intent(number, record)
+            _describe_job(run, record)
+        else:
+            console.print(f"[bold]{run.name}[/bold]: {decision.reason}")
+        local = arguments.placement.resolved_cluster() == "local"
+        if arguments.options.wait == "no" or (arguments.options.wait == "auto" and not local):
+            console.print(f"follow it: {arguments.command(info.name)} --wait yes")
+            return 0
+        return _wait(run, stop_on_interrupt=local)
+
+
+def _describe_job(run: Run, record: dict[str, Any]) -> None:
+    what = f"Slurm job {record['id']}" if record["executor"] == "slurm" else f"process {record['pid']}"
+    console.print(f"  {what}; logs: {run.folder / 'logs'}")
+
+
+def _request(
+    run: Run, info: StageInfo, arguments: Arguments, intents: Sequence[Intent], num_tasks: int
+) -> dict[str, Any]:
+    shared = max(1, min(arguments.tasks, num_tasks))
+    forgiven = run.newest_attempt() if arguments.options.retry else _forgiven(intents)
+    return {
+        "training": info.training,
+        "groups": [[]] if info.training else [list(range(group, num_tasks, shared)) for group in range(shared)],
+        "world_size": arguments.placement.world_size if info.training else 1,
+        "runtime": to_dict_or_value(arguments.runtime),
+        "placement": to_dict_or_value(arguments.placement),
+        "forgiven": forgiven,
+        "launcher": process_record(os.getpid()),
+    }
+
+
+def _wait(run: Run, *, stop_on_interrupt: bool) -> int:
+    try:
+        follow(console, run, alive=lambda: _decide(run, run.intents(), retry=False).action == "attach")
+    except KeyboardInterrupt:
+        if stop_on_interrupt:
+            run.request_stop()
+            console.print("\nasked to save and stop; the same command goes on from there")
+        return INTERRUPTED
+    if run.done() is not None:
+        return _report_done(run)
+    ends = [attempt.end for attempt in run.attempts()]
+    last = ends[-1] if ends and ends[-1] else {"kind": "error", "message": "it ended without a word"}
+    if last["kind"] == "stopped":
+        console.print("stopped; the same command goes on from there")
+        return 0
+    print(f"error: {run.name}: {last.get('message', last['kind'])}\n(logs: {run.folder / 'logs'})", file=sys.stderr)
+    return USER_ERROR if last.get("exit_code") == USER_ERROR else 1
+
+
+def _report_done(run: Run) -> int:
+    record = run.done()
+    assert record is not None
+    facts = ", ".join(f"{name} {record[name]}" for name in sorted(record) if name not in ("digest", "time", "folder"))
+    console.print(
+        f"[bold]{run.name}[/bold]: DONE{f' ({facts})' if facts else ''}\n  {record.get('folder', run.folder)}"
+    )
+    return 0
+
+
+def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, planned: _Planned) -> int:
+    folder = registry.folder(info.name, f"{planned.spec.recipe}-{planned.spec.id}")
+    if folder.exists():
+        run = Run(folder)
+        decision = _decide(run, run.intents(), retry=arguments.options.retry)
+        console.print(f"[bold]{run.name}[/bold]: {decision.action}: {decision.reason}")
+    else:
+        console.print(f"[bold]{info.name}/{folder.name}[/bold]: launch: a new run")
+    for stage, parent in planned.spec.parents.items():
+        console.print(f"  parent {stage}: {parent.id}, digest {parent.digest[:16]}")
+    estimate.show(console, info, arguments)
+    if arguments.placement.resolved_cluster() == "slurm":
+        console.print(executor.sbatch_text(folder, info.name, arguments.placement, training=info.training))
+    return 0

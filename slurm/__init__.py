@@ -1,0 +1,1 @@
+"""Where the science meets the machines: executors, job states and what runs on a node."""

@@ -1,0 +1,142 @@
+"""One machine without Slurm: a supervisor process plays Slurm's part.
+
+It starts the ranks of a training (or the groups of an array), ends the others when one dies, records a death that the
+dead could not record, and starts the next attempt unless the run is done, stopped or poisoned. Ranks die with it
+(PR_SET_PDEATHSIG), so that nothing trains unsupervised.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.reconcile import poison
+from experiments.registry import Attempt, Run
+
+POLL_S = 0.1
+GRACE_S = 10.0
+ATTEMPT_VARIABLE = "DALLE2_VIDEO_ATTEMPT"
+SUPERVISOR_VARIABLE = "DALLE2_VIDEO_SUPERVISOR"
+
+
+def start_ticks(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot; with the pid it names a process once and for all."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def process_record(pid: int) -> dict[str, Any]:
+    """Record from which any later process on this host can tell whether this one lives."""
+    return {"executor": "local", "host": socket.gethostname(), "pid": pid, "start_ticks": start_ticks(pid)}
+
+
+def supervise(run_folder: str, intent: int) -> None:
+    """Run an intent to its end on this machine."""
+    run = Run(Path(run_folder))
+    run.resolve_intent(intent, process_record(os.getpid()))
+    request = run.intent(intent).request
+    units = [
+        _Unit(run, intent, request, group, ranks=request["world_size"], others=len(request["groups"]))
+        for group in range(len(request["groups"]))
+    ]
+    while any([unit.poll() for unit in units]):  # noqa: C419 - every unit is polled, not just up to the first alive
+        time.sleep(POLL_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class _Unit:
+    """The ranks of one training, or the one process of an array group."""
+
+    def __init__(self, run: Run, intent: int, request: dict[str, Any], group: int, *, ranks: int, others: int) -> None:
+        self.run, self.intent, self.request, self.group = run, intent, request, group
+        self.ranks, self.others = ranks, others
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.attempt: Attempt | None = None
+        self.over = False
+
+    def poll(self) -> bool:
+        """Start, watch, restart; return whether the unit is still at work."""
+        if self.over:
+            return False
+        if self.attempt is None:
+            self._start()
+            return True
+        codes = [process.poll() for process in self.processes]
+        if all(code == 0 for code in codes):
+            self._ended()
+        elif any(code not in (None, 0) for code in codes):
+            self._end_all()
+            worst = next((rank, code) for rank, code in enumerate(codes) if code not in (None, 0))
+            how = f"was killed by signal {-worst[1]}" if worst[1] < 0 else f"ended with exit code {worst[1]}"
+            self.attempt.end("error", message=f"rank {worst[0]} {how}; see {self._log(worst[0])}")
+            self._ended()
+        return not self.over
+
+    def _log(self, rank: int) -> Path:
+        assert self.attempt is not None
+        return self.run.folder / "logs" / f"attempt-{self.attempt.number:04d}.rank{rank}.log"
+
+    def _start(self) -> None:
+        self.attempt = self.run.claim_attempt(
+            {"supervised": True, "intent": self.intent, "group": self.group, "world_size": self.ranks}
+        )
+        caches = Path(tempfile.gettempdir()) / f"dalle2_video-{os.getuid()}"
+        cores = len(os.sched_getaffinity(0))
+        shared = {
+            ATTEMPT_VARIABLE: str(self.attempt.number),
+            SUPERVISOR_VARIABLE: str(os.getpid()),
+            "WORLD_SIZE": str(self.ranks),
+            "LOCAL_WORLD_SIZE": str(self.ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "OMP_NUM_THREADS": str(max(1, cores // (self.ranks * self.others))),
+            # A stale lock of a compile cache in a shared home hangs every later run.
+            "TORCH_EXTENSIONS_DIR": str(caches / "torch_extensions"),
+            "TRITON_CACHE_DIR": str(caches / "triton"),
+            "PYTHONWARNINGS": "ignore::FutureWarning",
+        }
+        command = [sys.executable, "-u", "-m", "slurm.job", str(self.run.folder), str(self.intent), str(self.group)]
+        self._log(0).parent.mkdir(exist_ok=True)
+        for rank in range(self.ranks):
+            environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with self._log(rank).open("ab") as log:
+                self.processes.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                )
+
+    def _end_all(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + GRACE_S
+            for process in self.processes:
+                if process.poll() is None:
+                    process.send_signal(number)
+            while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+
+    def _ended(self) -> None:
+        """Decide what follows the end of the attempt."""
+        assert self.attempt is not None
+        number, self.attempt, self.processes = self.attempt.number, None, []
+        end = next(attempt.end for attempt in self.run.attempts() if attempt.number == number)
+        superseded = self.run.newest_attempt() > number and self.others == 1
+        finished = end is not None and end["kind"] in ("done", "stopped")
+        users_to_mend = end is not None and end.get("exit_code") == 2
+        forgiven = self.request.get("forgiven", 0)
+        poisoned = poison(self.run.attempts(), self.run.commits(), after=forgiven) is not None
+        self.over = finished or superseded or users_to_mend or poisoned

@@ -1,0 +1,228 @@
+"""3D U-Net: which inputs may change the output, equality under activation checkpointing, and ZeRO-3's rules."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dalle2_video.config import UnetConfig
+from dalle2_video.models.unet3d import Unet3D
+from dalle2_video.models.unet_blocks import Block, CrossAttention, SpatialAttention, TemporalAttention
+
+CONFIG = UnetConfig(
+    dim=8,
+    dim_mults=(1, 2, 3),
+    blocks=1,
+    spatial_attention=(False, True, True),
+    cross_attention=(False, True, True),
+    temporal_attention=(True, False, True),
+    temporal_convolution=(True, False, True),
+    head_dim=8,
+)
+DECODER = {"embedding_dim": 12, "text_dim": 20, "low_res": False}
+SUPER_RESOLUTION = {"embedding_dim": None, "text_dim": 20, "low_res": True}
+
+
+def unet(kind=DECODER, config=CONFIG, **extra) -> Unet3D:
+    """A network whose layers that start at zero were moved, as one step of training would."""
+    torch.manual_seed(0)
+    model = Unet3D(config, **kind, **extra)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return model
+
+
+def inputs(kind=DECODER, count=3, frames=4, height=8, width=8):
+    torch.manual_seed(1)
+    values = {
+        "noised_bcthw": torch.randn(count, 3, frames, height, width),
+        "logsnr_b": torch.linspace(-4, 4, count),
+        "encodings_bld": torch.randn(count, 6, 20),
+        "text_mask_bl": torch.arange(6) < torch.tensor([2, 4, 6])[:count, None],
+        "keep_b": torch.ones(count, dtype=torch.bool),
+    }
+    if kind["embedding_dim"]:
+        values["embedding_bd"] = torch.nn.functional.normalize(torch.randn(count, 12), dim=-1)
+    if kind["low_res"]:
+        values["low_res_bcthw"] = torch.randn(count, 3, frames, height, width)
+        values["low_res_logsnr_b"] = torch.linspace(0, 8, count)
+    return values
+
+
+KINDS = pytest.mark.parametrize("kind", [DECODER, SUPER_RESOLUTION], ids=["decoder", "super_resolution"])
+
+
+@KINDS
+@torch.no_grad()
+def test_every_input_changes_the_prediction_of_its_sample(kind):
+    model, values = unet(kind), inputs(kind)
+    reference = model(**values)
+    assert reference.shape == values["noised_bcthw"].shape
+    for name in values.keys() - {"keep_b", "text_mask_bl"}:
+        changed = model(**values | {name: values[name].roll(1, 0)})
+        assert ((changed - reference).flatten(1).abs().amax(1) > 1e-4).all(), name
+
+
+@torch.no_grad()
+def test_samples_of_a_batch_do_not_mix():
+    model, values = unet(), inputs()
+    alone = model(**{name: value[1:2] for name, value in values.items()})
+    torch.testing.assert_close(model(**values)[1:2], alone, atol=1e-5, rtol=1e-4)
+
+
+@KINDS
+@torch.no_grad()
+def test_dropped_condition_has_exactly_no_influence(kind):
+    model, values = unet(kind), inputs(kind)
+    values["keep_b"] = torch.tensor([False, True, False])
+    other = values | {"encodings_bld": torch.randn(3, 6, 20), "text_mask_bl": torch.ones(3, 6, dtype=torch.bool)}
+    if kind["embedding_dim"]:
+        other["embedding_bd"] = torch.randn(3, 12)
+    one, two = model(**values), model(**other)
+    assert torch.equal(one[[0, 2]], two[[0, 2]])
+    assert not torch.allclose(one[1], two[1])
+
+
+@torch.no_grad()
+def test_padded_text_has_no_influence_whatever_it_holds_and_however_long_it_is():
+    model, values = unet(), inputs()
+    mask = values["text_mask_bl"]
+    reference = model(**values)
+    garbage = torch.where(mask[..., None], values["encodings_bld"], torch.tensor(torch.inf))
+    assert torch.equal(model(**values | {"encodings_bld": garbage}), reference)
+    longer = {
+        "encodings_bld": torch.cat([values["encodings_bld"], torch.randn(3, 5, 20)], dim=1),
+        "text_mask_bl": torch.cat([mask, torch.zeros(3, 5, dtype=torch.bool)], dim=1),
+    }
+    torch.testing.assert_close(model(**values | longer), reference, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["temporal_attention", "temporal_convolution"])
+@torch.no_grad()
+def test_frames_reach_each_other_through_time_only_and_their_order_matters(part):
+    off = dict.fromkeys(("temporal_attention", "temporal_convolution", "cross_attention"), (False,) * 3)
+    blind = dataclasses.replace(CONFIG, **off)
+    seeing = dataclasses.replace(blind, **{part: (True,) * 3})
+    values = inputs()
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = values | {"noised_bcthw": values["noised_bcthw"][:, :, order]}
+    without = unet(config=blind)
+    torch.testing.assert_close(without(**shuffled), without(**values)[:, :, order], atol=1e-5, rtol=1e-4)
+    model = unet(config=seeing)
+    assert (model(**shuffled) - model(**values)[:, :, order]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_each_attention_reaches_exactly_its_own_pixels():
+    """One changed pixel (sample 1, frame 2, row 1, column 4) changes what attends to it and nothing else."""
+    batch, frames, height, width = 2, 3, 4, 5
+    context, seen = torch.randn(batch, 6, 32), torch.ones(batch, 6, dtype=torch.bool)
+    torch.manual_seed(0)
+    parts = {
+        "frame": (SpatialAttention(16, 8), lambda part, x: part(x)),
+        "pixel": (CrossAttention(16, 8, 32), lambda part, x: part(x, context, seen)),
+        "time": (TemporalAttention(16, 8), lambda part, x: part(x, batch)),
+    }
+    reached = {name: torch.zeros(batch, frames, height, width, dtype=torch.bool) for name in parts}
+    reached["frame"][1, 2] = True
+    reached["pixel"][1, 2, 1, 4] = True
+    reached["time"][1, :, 1, 4] = True
+    x = torch.randn(batch * frames, 16, height, width)
+    changed = x.clone()
+    changed[1 * frames + 2, :, 1, 4] = torch.randn(16)
+    for name, (part, run) in parts.items():
+        part.attention.to_out.weight.normal_()
+        difference = (run(part, changed) - run(part, x)).abs().amax(1).reshape(batch, frames, height, width)
+        assert torch.equal(difference > 1e-5, reached[name]), name
+
+
+@torch.no_grad()
+def test_any_length_and_any_size_that_divides():
+    model = unet()
+    for frames, height, width in [(1, 8, 8), (7, 8, 12), (9, 4, 4)]:
+        prediction = model(**inputs(frames=frames, height=height, width=width))
+        assert prediction.shape == (3, 3, frames, height, width)
+        assert torch.isfinite(prediction).all()
+
+
+def test_wrong_size_or_conditions_are_refused():
+    model, values = unet(), inputs()
+    with pytest.raises(ValueError, match="multiple of 4"):
+        model(**inputs(width=6))
+    with pytest.raises(ValueError, match="built with"):
+        model(**values | {"embedding_bd": None})
+    with pytest.raises(ValueError, match="built with"):
+        model(**values | {"low_res_bcthw": values["noised_bcthw"], "low_res_logsnr_b": values["logsnr_b"]})
+
+
+def test_untrained_blocks_are_the_identity_and_the_output_starts_at_zero():
+    torch.manual_seed(0)
+    block = Block(CONFIG, 2, 32, 32)
+    x, context = torch.randn(6, 24, 4, 4), torch.randn(2, 5, 32)
+    assert torch.equal(block(x, torch.randn(2, 32), context, torch.ones(2, 5, dtype=torch.bool)), x)
+    assert not Unet3D(CONFIG, **DECODER)(**inputs()).any()
+
+
+@KINDS
+@pytest.mark.parametrize("keep", [True, False])
+def test_every_parameter_gets_a_gradient_even_if_all_conditions_are_dropped(kind, keep):
+    model = unet(kind)
+    model(**inputs(kind) | {"keep_b": torch.full((3,), keep)}).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.ndim > 0, name
+
+
+def test_network_without_cross_attention_has_no_unused_parameter():
+    model = unet(config=dataclasses.replace(CONFIG, cross_attention=(False,) * 3))
+    model(**inputs()).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def saved_bytes_and_gradients(checkpointing: bool):
+    """Bytes that the graph holds between forward and backward, each storage once, and the gradients."""
+    config = dataclasses.replace(CONFIG, dropout=0.1)
+    model = unet(config=config, activation_checkpointing=checkpointing)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    held = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(2)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        prediction = model(**inputs())
+    total = sum(held.values())
+    prediction.square().mean().backward()
+    return total, prediction.detach(), [parameter.grad for parameter in model.parameters()]
+
+
+def test_activation_checkpointing_saves_memory_and_changes_nothing():
+    plain_bytes, plain, plain_gradients = saved_bytes_and_gradients(False)
+    fewer_bytes, recomputed, recomputed_gradients = saved_bytes_and_gradients(True)
+    assert fewer_bytes < plain_bytes / 3
+    assert torch.equal(plain, recomputed)
+    for one, other in zip(plain_gradients, recomputed_gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+@KINDS
+def test_unet_builds_on_meta_and_runs_with_bf16_weights(kind):
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in Unet3D(CONFIG, **kind).parameters())
+    prediction = unet(kind).bfloat16()(**inputs(kind))
+    assert prediction.dtype == torch.float32
+    assert torch.isfinite(prediction).all()
+
+
+@torch.no_grad()
+def test_no_random_number_is_drawn_without_dropout():
+    model, values = unet(), inputs()
+    state = torch.get_rng_state()
+    model(**values)
+    assert torch.equal(state, torch.get_rng_state())
