@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +207,7 @@ def _start_workers(dataset: WindowDataset, numbers: _RankBatches, workers: int) 
         num_workers=workers,
         collate_fn=collate,
         multiprocessing_context=context,
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=_live_and_die_with_the_trainer,
         generator=torch.Generator(),  # its seed for workers must not be drawn from the global generator
     )
     # Blocked signals stay blocked in new processes, and reach this one as soon as the old mask is back.
@@ -218,6 +221,16 @@ def _start_workers(dataset: WindowDataset, numbers: _RankBatches, workers: int) 
         signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
 
 
-def _ignore_stop_signals(worker: int) -> None:
+def _live_and_die_with_the_trainer(worker: int) -> None:
     for number in _LEFT_TO_THE_TRAINER:
         signal.signal(number, signal.SIG_IGN)
+    # PyTorch's own watchdog looks at the parent's pid, which is the fork server's: after a SIGKILL of the trainer the
+    # worker and the server would keep each other alive for ever.
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    threading.Thread(target=_exit_after, args=(trainer,), daemon=True).start()
+
+
+def _exit_after(trainer: BaseProcess) -> None:
+    trainer.join()
+    os._exit(1)

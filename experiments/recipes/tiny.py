@@ -24,9 +24,9 @@ def recipe() -> Recipe:
         dim=32,
         dim_mults=(1, 2, 4),
         blocks=1,
-        spatial_attention=(False, True, True),
-        cross_attention=(False, True, True),
-        temporal_attention=(True, True, True),
+        spatial_attention=(False, False, True),
+        cross_attention=(False, False, True),
+        temporal_attention=(False, True, True),
         temporal_convolution=(False, False, False),
     )
     return Recipe(
@@ -47,24 +47,24 @@ def recipe() -> Recipe:
             text=TransformerConfig(dim=64, depth=2, heads=4),
             spatial=TransformerConfig(dim=64, depth=2, heads=4),
             temporal=TransformerConfig(dim=64, depth=2, heads=4),
-            optim=OptimConfig(steps=300, batch_size=64, lr=1e-3, warmup_steps=20, ema_decay=0.99),
+            optim=OptimConfig(steps=200, batch_size=64, lr=1e-3, warmup_steps=20, ema_decay=0.99),
         ),
         embed=EmbedConfig(hop=4),
         prior=PriorConfig(
             transformer=TransformerConfig(dim=128, depth=4, heads=4),
             diffusion=DiffusionConfig(objective="x0", sampling_steps=64, guidance_scale=1.0),
-            optim=OptimConfig(steps=400, batch_size=128, lr=1e-3, warmup_steps=20, ema_decay=0.99),
+            optim=OptimConfig(steps=300, batch_size=64, lr=1e-3, warmup_steps=20, ema_decay=0.99),
         ),
         decoder=DecoderConfig(
             window=low,
             unet=unet,
             diffusion=DiffusionConfig(sampling_steps=32, guidance_scale=3.0),
-            optim=OptimConfig(steps=400, batch_size=32, lr=1e-3, warmup_steps=20, ema_decay=0.99),
+            optim=OptimConfig(steps=300, batch_size=32, lr=1e-3, warmup_steps=20, ema_decay=0.99),
         ),
         temporal_sr=TemporalSrConfig(
             window=high,
             unet=unet,
             diffusion=DiffusionConfig(sampling_steps=16, guidance_scale=1.0),
-            optim=OptimConfig(steps=150, batch_size=16, lr=1e-3, warmup_steps=20, ema_decay=0.99),
+            optim=OptimConfig(steps=80, batch_size=16, lr=1e-3, warmup_steps=20, ema_decay=0.99),
         ),
     )

@@ -2,6 +2,9 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -196,3 +199,33 @@ def test_validation_uses_the_same_clips_every_time(store_path: Path) -> None:
     samples = validation_samples(dataset.num_clips)
     assert samples == validation_samples(dataset.num_clips)
     assert sorted(dataset.choose(np.array(samples))[0]) == dataset.clips.tolist()
+
+
+ENDING = """
+import os, signal, sys
+from pathlib import Path
+from dalle2_video.config import WindowConfig
+from dalle2_video.data.batches import WindowDataset, loader
+from multiprocessing import active_children
+if __name__ == "__main__":
+    window = WindowConfig(size=16, num_frames=4)
+    batches = loader(WindowDataset(Path(sys.argv[1]), "train", 0, window), 0, 10**6, 4, 0, 1, 2, 1)
+    next(batches)
+    print(active_children()[0].pid, flush=True)
+    if sys.argv[2] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("ending", ["exit", "kill"])
+def test_workers_end_with_their_training_process(store_path: Path, tmp_path: Path, ending: str) -> None:
+    (tmp_path / "ending.py").write_text(ENDING)
+    command = [sys.executable, str(tmp_path / "ending.py"), str(store_path), ending]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert ended.returncode == (0 if ending == "exit" else -signal.SIGKILL)
+    worker = Path("/proc") / ended.stdout.strip()
+    deadline = time.monotonic() + 15  # a worker looks for its parent every 5 s
+    while worker.exists() and "\nState:\tZ" not in (worker / "status").read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not worker.exists() or "\nState:\tZ" in (worker / "status").read_text()
