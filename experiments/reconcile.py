@@ -10,6 +10,7 @@ from experiments.registry import AttemptRecord, Commit
 
 Liveness = Literal["alive", "gone", "unknown"]
 Action = Literal["finished", "attach", "launch", "poisoned", "unknown"]
+State = Literal["done", "running", "queued", "stopped", "failed", "poisoned", "unknown"]
 
 FAILURES_TO_POISON = 3
 FREE_ENDS = frozenset({"preempted", "timeout", "stopped", "done"})
@@ -97,3 +98,22 @@ def decide(
     if commits:
         return Decision(action="launch", reason=f"resumes at step {commits[-1].step}")
     return Decision(action="launch", reason="starts" if not attempts else "starts again: nothing was committed yet")
+
+
+def state(decision: Decision, attempts: Sequence[AttemptRecord], *, newest_intent: int) -> State:
+    """Name the state of a run in which a launch without `--retry` would decide `decision`.
+
+    running: a job is there and an attempt that it started has not ended; queued: the job has yet to start one; failed:
+    the newest attempt (of any array group) ended in error, hang or without a word; stopped: nothing works on the run
+    and nothing failed.
+    """
+    if decision.action == "finished":
+        return "done"
+    if decision.action in ("poisoned", "unknown"):
+        return decision.action
+    if decision.action == "attach":
+        at_work = any(attempt.end is None and attempt.claim.get("intent") == newest_intent for attempt in attempts)
+        return "running" if at_work else "queued"
+    newest_of_group = {attempt.claim.get("group", 0): attempt for attempt in attempts}
+    failed = any(attempt.end is None or attempt.end["kind"] not in FREE_ENDS for attempt in newest_of_group.values())
+    return "failed" if failed else "stopped"

@@ -20,13 +20,12 @@ from rich.console import Console
 from dalle2_video.config import DataConfig, Recipe
 from experiments import files, identity
 from experiments.identity import Parent
-from experiments.reconcile import Decision, decide
 from experiments.registry import Intent, Registry, Run, RunSpec, default_home
 from launch import estimate, parents
 from launch.arguments import Arguments, parse, to_dict_or_value
 from launch.progress import follow
 from launch.stages import STAGES, StageInfo
-from slurm import executor, job_state
+from slurm import executor, run_state
 from slurm.local import process_record
 
 USER_ERROR = 2
@@ -147,26 +146,10 @@ def _scan(data_root: str, data: DataConfig) -> tuple[list[list[Any]], str]:
     return manifest, fingerprint(clips)
 
 
-def _forgiven(intents: Sequence[Intent]) -> int:
-    return max((intent.request.get("forgiven", 0) for intent in intents), default=0)
-
-
-def _decide(run: Run, intents: Sequence[Intent], *, retry: bool) -> Decision:
-    return decide(
-        done=run.done() is not None,
-        # Newest first, and an older job cannot be alive where a newer one was let go ahead.
-        liveness=[job_state.of_intent(intent) for intent in intents[-1:]],
-        attempts=run.attempts(),
-        commits=run.commits(),
-        retry=retry,
-        forgiven=_forgiven(intents),
-    )
-
-
 def _start_or_attach(run: Run, info: StageInfo, arguments: Arguments, num_tasks: int) -> int:
     while True:
         intents = run.intents()
-        decision = _decide(run, intents, retry=arguments.options.retry)
+        decision = run_state.decision(run, intents, retry=arguments.options.retry)
         if decision.action in ("poisoned", "unknown"):
             raise ValueError(f"{run.name}: {decision.reason}\n(its folder: {run.folder})")
         if decision.action == "finished":
@@ -201,7 +184,7 @@ def _request(
     run: Run, info: StageInfo, arguments: Arguments, intents: Sequence[Intent], num_tasks: int
 ) -> dict[str, Any]:
     shared = max(1, min(arguments.tasks, num_tasks))
-    forgiven = run.newest_attempt() if arguments.options.retry else _forgiven(intents)
+    forgiven = run.newest_attempt() if arguments.options.retry else run_state.forgiven(intents)
     return {
         "training": info.training,
         "groups": [[]] if info.training else [list(range(group, num_tasks, shared)) for group in range(shared)],
@@ -214,8 +197,11 @@ def _request(
 
 
 def _wait(run: Run, *, stop_on_interrupt: bool) -> int:
+    def alive() -> bool:
+        return run_state.decision(run, run.intents(), retry=False).action == "attach"
+
     try:
-        follow(console, run, alive=lambda: _decide(run, run.intents(), retry=False).action == "attach")
+        follow(console, run, alive)
     except KeyboardInterrupt:
         if stop_on_interrupt:
             run.request_stop()
@@ -246,7 +232,7 @@ def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, planned:
     folder = registry.folder(info.name, f"{planned.spec.recipe}-{planned.spec.id}")
     if folder.exists():
         run = Run(folder)
-        decision = _decide(run, run.intents(), retry=arguments.options.retry)
+        decision = run_state.decision(run, run.intents(), retry=arguments.options.retry)
         console.print(f"[bold]{run.name}[/bold]: {decision.action}: {decision.reason}")
     else:
         console.print(f"[bold]{info.name}/{folder.name}[/bold]: launch: a new run")

@@ -13,14 +13,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a script, whose own folder comes first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import tyro  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tools.sample_data.captions import prompts  # noqa: E402
-from tools.sample_data.scenes import plan  # noqa: E402
+from tools.sample_data.captions import prompts
+from tools.sample_data.scenes import plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,6 @@ def main(arguments: Arguments) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Arguments))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

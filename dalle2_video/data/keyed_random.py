@@ -98,10 +98,15 @@ class Draws:
 
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """Return (b, *shape) float32 from N(0, 1)."""
-        noise = torch.empty((len(self.samples), *shape), device=self.device)
+        keys = [key(self.seed, purpose, sample) for sample in self.samples.tolist()]
+        if self.device.type == "cpu":
+            # torch's CPU generator keeps 32 bits of a seed, so that far-apart samples would share noise.
+            rows = [np.random.Generator(np.random.Philox(key=of_row)) for of_row in keys]
+            return torch.from_numpy(np.stack([row.standard_normal(shape, np.float32) for row in rows]))
+        noise = torch.empty((len(keys), *shape), device=self.device)
         generator = torch.Generator(device=self.device)
-        for row, sample in zip(noise, self.samples.tolist(), strict=True):
-            generator.manual_seed(key(self.seed, purpose, sample))
+        for row, of_row in zip(noise, keys, strict=True):
+            generator.manual_seed(of_row)
             row.normal_(generator=generator)
         return noise
 

@@ -1,8 +1,8 @@
 """CelebV-Text at 256 px: the cascade 16x64x64 -> 32x64x64 -> 32x256x256. For several nodes.
 
 Sizes from the papers' tables: the prior is DALL-E 2's (Ramesh et al. 2022, table 3: width 2048, 24 blocks, lr 1.1e-4,
-weight decay 6e-2, EMA 0.9999), the base U-Net has 192 channels and 3 blocks a level like ADM-64 (Dhariwal & Nichol 2021,
-table 11), spatial super-resolution has multiples 1, 2, 4, 8 and no attention at high resolution, like Imagen's
+weight decay 6e-2, EMA 0.9999), the base U-Net has 192 channels and 3 blocks a level like ADM-64 (Dhariwal & Nichol
+2021, table 11), spatial super-resolution has multiples 1, 2, 4, 8 and no attention at high resolution, like Imagen's
 efficient U-Net (Saharia et al. 2022, appendix F), and is trained on 64 px crops.
 """
 

@@ -11,12 +11,14 @@ seeds = st.integers(0, 2**31)
 samples = st.lists(st.integers(0, 2**40), min_size=1, max_size=6, unique=True)
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(0, 1000), st.integers(1, 700))
 def test_order_is_a_permutation_of_any_length(seed: int, epoch: int, n: int) -> None:
     found = order(seed, epoch, n, np.arange(n))
     assert np.array_equal(np.sort(found), np.arange(n))
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(1, 2**40), st.data())
 def test_order_of_a_position_does_not_depend_on_the_others(seed: int, n: int, data: st.DataObject) -> None:
     positions = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=8)))
@@ -26,6 +28,7 @@ def test_order_of_a_position_does_not_depend_on_the_others(seed: int, n: int, da
     assert len(set(together.tolist())) == len(set(positions.tolist()))
 
 
+@settings(deadline=None)
 @given(seeds, seeds, st.integers(0, 1000))
 def test_order_differs_between_epochs_and_seeds(seed: int, other: int, epoch: int) -> None:
     one = order(seed, epoch, 1000, np.arange(1000))
@@ -50,6 +53,7 @@ def test_neighbours_are_scattered() -> None:
     assert abs(np.corrcoef(found, np.arange(100_000))[0, 1]) < 0.02
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**50), st.integers(1, 10**6))
 def test_sample_positions_count_through_epochs(sample: int, n: int) -> None:
     epoch, position = sample_position(np.array([sample]), n)
@@ -62,6 +66,7 @@ def test_keys_are_the_same_on_every_machine_and_separate_their_arguments() -> No
     assert len({key(1, "a", 12), key(1, "a", 1, 2), key(11, "a", 2), key(1, "b", 12), key(1, "a|12"), key(1, "a")}) == 6
 
 
+@settings(deadline=None)
 @given(seeds, samples)
 def test_a_sample_s_numbers_do_not_depend_on_its_batch(seed: int, numbers: list[int]) -> None:
     batch = Draws(seed, torch.tensor(numbers), "cpu")
@@ -73,7 +78,7 @@ def test_a_sample_s_numbers_do_not_depend_on_its_batch(seed: int, numbers: list[
         assert uniform(seed, "crop", np.array(numbers))[row] == uniform(seed, "crop", np.array([number]))[0]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(seeds, st.integers(0, 2**40))
 def test_purposes_samples_and_seeds_give_other_numbers(seed: int, sample: int) -> None:
     base = Draws(seed, torch.tensor([sample, sample + 1]), "cpu")

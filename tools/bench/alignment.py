@@ -18,20 +18,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run as a script, whose own folder comes first
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import av  # noqa: E402
-import numpy as np  # noqa: E402
-import tyro  # noqa: E402
-from av.filter import Graph  # noqa: E402
-from einops import rearrange, reduce  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import track  # noqa: E402
-from rich.table import Table  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.model_selection import GroupKFold, cross_val_predict  # noqa: E402
+import av
+import numpy as np
+import tyro
+from av.filter import Graph
+from einops import rearrange, reduce
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
 
-from tools.sample_data.captions import COLOURS, Facts, facts_of  # noqa: E402
+from tools.sample_data.captions import COLOURS, Facts, facts_of
 
 FIGURES = ("colour", "shape", "direction")
 NOTHING = "none"
@@ -335,6 +336,6 @@ def _table(real: dict[str, Score], generated: dict[str, Score]) -> Table:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Arguments))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

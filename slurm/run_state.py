@@ -1,0 +1,41 @@
+"""Where a run stands: the registry's files and the queue's word, brought together for `experiments.reconcile`.
+
+Launchers decide by it and `tools/runs.py` shows it, so that a listing never says something else than a launch would do.
+Only reads; imports neither torch nor submitit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments import reconcile
+from experiments.reconcile import Decision, State
+from experiments.registry import Intent, Run
+from slurm import job_state
+
+
+def forgiven(intents: Sequence[Intent]) -> int:
+    """Newest attempt at the time of the last `--retry`; 0 where there was none."""
+    return max((intent.request.get("forgiven", 0) for intent in intents), default=0)
+
+
+def decision(run: Run, intents: Sequence[Intent], *, retry: bool) -> Decision:
+    """Decide what a launch would do, as of the given intents; asks the queue unless the run is done."""
+    # An older job cannot be alive where a newer one was let go ahead. The queue is asked before DONE is looked for the
+    # last time: a job records DONE and then goes, so one that ends in between is never taken for unfinished.
+    liveness = [] if run.done() is not None else [job_state.of_intent(intent) for intent in intents[-1:]]
+    return reconcile.decide(
+        done=run.done() is not None,
+        liveness=liveness,
+        attempts=run.attempts(),
+        commits=run.commits(),
+        retry=retry,
+        forgiven=forgiven(intents),
+    )
+
+
+def state(run: Run) -> tuple[State, Decision]:
+    """Return the run's state and what a launch would do about it."""
+    intents = run.intents()
+    decided = decision(run, intents, retry=False)
+    return reconcile.state(decided, run.attempts(), newest_intent=len(intents)), decided

@@ -1,0 +1,130 @@
+"""The whole chain through the launchers, as a user runs it: real clips, real DeepSpeed ranks, real mp4 files."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import zarr
+from conftest import Chain
+from PIL import Image
+
+from dalle2_video.data.store import Store
+from dalle2_video.generation.pipeline import Request, VideoPipeline
+from dalle2_video.generation.video_file import read_mp4
+from experiments.registry import Run
+
+PROMPTS = ["a red circle moves left", "a blue square moves up"]
+
+
+@pytest.fixture(scope="module")
+def sampled(chain: Chain) -> Run:
+    return chain.run("sample", "--sample.prompts", *PROMPTS)
+
+
+def newest(chain: Chain, stage: str) -> Run:
+    return next(run for run in chain.registry.runs(stage) if run.done())
+
+
+def test_store_opens_with_plain_zarr_and_keeps_every_caption_line(chain: Chain) -> None:
+    path = newest(chain, "preprocess").folder / "store"
+    group = zarr.open_group(str(path), mode="r")
+    store = Store(path)
+    frames = group["frames_16"]
+    assert frames.shape[0] == store.num_clips == 24 and frames.dtype == np.uint8
+    written = 0
+    for clip, clip_id in enumerate(store.clip_ids):
+        lines = [
+            line
+            for folder in sorted((chain.data / "texts").iterdir())
+            for line in (folder / f"{clip_id}.txt").read_text().splitlines()
+        ]
+        assert sorted(caption.text for caption in store.captions_of(clip)) == sorted(lines)
+        written += len(lines)
+    assert group["tokens"].shape[0] == written
+
+
+def test_every_stage_is_done_and_pins_its_parents_by_digest(chain: Chain) -> None:
+    for stage, parents in {
+        "clip": {"preprocess"},
+        "embed": {"preprocess", "clip"},
+        "prior": {"preprocess", "clip", "embed"},
+        "decoder": {"preprocess", "clip", "embed"},
+        "temporal_sr": {"preprocess", "clip"},
+    }.items():
+        run = newest(chain, stage)
+        assert set(run.spec.parents) == parents
+        for name, pinned in run.spec.parents.items():
+            record = newest(chain, name).done()
+            assert record is not None and record["digest"] == pinned.digest
+
+
+def test_training_ran_on_two_zero3_ranks(chain: Chain) -> None:
+    run = newest(chain, "decoder")
+    assert run.attempts()[-1].claim["world_size"] == 2
+    shards = [path.name for path in run.commits()[-1].path.glob("*.safetensors")]
+    assert sorted(shards) == ["shard-00000-of-00002.safetensors", "shard-00001-of-00002.safetensors"]
+
+
+def test_the_same_command_again_finds_everything_done(chain: Chain) -> None:
+    attempts = newest(chain, "clip").newest_attempt()
+    started = time.monotonic()
+    answer = chain.launch("clip")
+    assert answer.returncode == 0 and "DONE" in answer.stdout
+    assert newest(chain, "clip").newest_attempt() == attempts
+    assert time.monotonic() - started < 30, "a finished run must not be started again"
+
+
+def test_sample_writes_playable_videos_a_list_and_a_contact_sheet(sampled: Run) -> None:
+    folder = sampled.folder / "samples"
+    entries = json.loads((folder / "samples.json").read_text())
+    assert [entry["prompt"] for entry in entries] == PROMPTS
+    for entry in entries:
+        with av.open(str(folder / entry["file"])) as container:
+            assert container.streams.video[0].codec_context.name == "h264"
+            assert container.metadata["title"] == entry["prompt"]
+            assert container.streams.video[0].average_rate == 8
+        assert read_mp4(folder / entry["file"]).shape == (16, 256, 256, 3)
+    assert Image.open(folder / "contact_sheet.png").width > 500
+
+
+def exports_of(run: Run, home: Path) -> dict[str, Path]:
+    return {
+        stage: next(home.glob(f"runs/{stage}/*-{parent.id}")) / "export" for stage, parent in run.spec.parents.items()
+    }
+
+
+def test_a_video_depends_on_its_prompt_and_seed_and_on_nothing_else(chain: Chain, sampled: Run) -> None:
+    pipeline = VideoPipeline(exports_of(sampled, chain.home))
+    one, other_prompt, other_seed = (
+        Request(prompt=PROMPTS[0], seed=0),
+        Request(prompt=PROMPTS[1], seed=0),
+        Request(prompt=PROMPTS[0], seed=1),
+    )
+    together = pipeline.generate([one, other_prompt, other_seed]).numpy().astype(int)
+    alone = pipeline.generate([one]).numpy().astype(int)[0]
+    # Another batch size may sum in another order, which can move a rounded grey level by one.
+    assert np.abs(together[0] - alone).max() <= 1
+    assert np.abs(together[0] - together[1]).mean() > 1
+    assert np.abs(together[0] - together[2]).mean() > 1
+
+
+def test_guidance_uses_the_dropped_condition(chain: Chain, sampled: Run) -> None:
+    pipeline = VideoPipeline(exports_of(sampled, chain.home))
+    requests = [Request(prompt=PROMPTS[0], seed=0), Request(prompt=PROMPTS[1], seed=0)]
+    unguided, guided = (pipeline.generate(requests, decoder_guidance=scale).numpy() for scale in (1.0, 6.0))
+    assert not np.array_equal(unguided, guided)
+
+
+def test_samples_are_the_same_when_made_again(chain: Chain, sampled: Run) -> None:
+    before = [path.read_bytes() for path in sorted((sampled.folder / "samples").glob("*.mp4"))]
+    (sampled.folder / "DONE").unlink()
+    for path in [*sampled.folder.glob("tasks/*"), *sampled.folder.glob("samples/*")]:
+        path.unlink()
+    again = chain.run("sample", "--sample.prompts", *PROMPTS)
+    assert again.folder == sampled.folder
+    assert [path.read_bytes() for path in sorted((again.folder / "samples").glob("*.mp4"))] == before
