@@ -305,7 +305,9 @@ class UnetConfig:
     def check_size(self, size: int) -> None:
         """Raise ValueError if `size` pixels cannot be halved once a level but the last."""
         factor = 2 ** (len(self.dim_mults) - 1)
-        _require(size % factor == 0, "window.size", size, f"must be a multiple of {factor}: {self.dim_mults=}")
+        _require(
+            size % factor == 0, "window.size", size, f"must be a multiple of {factor} (dim_mults={self.dim_mults})"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +386,7 @@ class SpatialSrConfig:
     """Training schedule."""
 
     def __post_init__(self) -> None:
+        _require_positive(self, "low_size", "crop_size")
         self.unet.check_size(self.window.size)
         self.unet.check_size(self.crop_size)
         _require_fraction(self, "max_augmentation", "sampling_augmentation")
@@ -419,12 +422,15 @@ class SampleConfig:
     videos_at_once: int = 8
     """Videos made together; one array task; 1 or more."""
     decoder_guidance: float | None = None
-    """Guidance of the decoder; None takes the recipe's."""
+    """Guidance of the decoder, 0 or more; None takes the recipe's."""
     prior_guidance: float | None = None
-    """Guidance of the prior; None takes the recipe's."""
+    """Guidance of the prior, 0 or more; None takes the recipe's."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "samples_per_prompt", "videos_at_once")
+        for name in ("decoder_guidance", "prior_guidance"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"SampleConfig.{name}", value, "must be 0 or more, or None")
         for prompt in self.prompts:
             _require(bool(prompt.strip()), "sample.prompts", prompt, "must not be empty")
 
@@ -470,7 +476,8 @@ class Recipe:
                 window.size in self.data.frame_sizes,
                 f"{stage}.window.size",
                 window.size,
-                f"is not stored; data.frame_sizes={self.data.frame_sizes}",
+                f"is not one of data.frame_sizes={self.data.frame_sizes}; store it too: --data.frame-sizes "
+                + " ".join(map(str, sorted({*self.data.frame_sizes, window.size}))),
             )
             _require(
                 window.span <= self.data.min_frames,

@@ -26,7 +26,10 @@ class TaskArray(Protocol):
         """Write what must exist before any task."""
 
     def run_task(self, task: int, staging: Path, on_progress: OnProgress) -> tuple[Published, dict[str, Any]]:
-        """Do one task; return its files and a JSON-able record. `on_progress` takes the share done, in [0, 1]."""
+        """Do one task; return its files and a JSON-able record that holds their digests.
+
+        on_progress: takes the share done, in [0, 1].
+        """
 
     def finish(self, records: dict[int, dict[str, Any]], staging: Path) -> tuple[Published, dict[str, Any]]:
         """Join all tasks' records; return the last files and the summary that DONE keeps."""

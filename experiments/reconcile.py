@@ -100,6 +100,18 @@ def decide(
     return Decision(action="launch", reason="starts" if not attempts else "starts again: nothing was committed yet")
 
 
+def at_work(attempts: Sequence[AttemptRecord], *, newest_intent: int) -> frozenset[int]:
+    """Return the attempts that the job of the newest intent, if it is alive, is at work on.
+
+    They are the newest of their array group and have not ended; an older one without an end died without a word.
+    """
+    return frozenset(
+        attempt.number
+        for attempt in _newest_of_groups(attempts)
+        if attempt.end is None and attempt.claim.get("intent") == newest_intent
+    )
+
+
 def state(decision: Decision, attempts: Sequence[AttemptRecord], *, newest_intent: int) -> State:
     """Name the state of a run in which a launch without `--retry` would decide `decision`.
 
@@ -112,8 +124,10 @@ def state(decision: Decision, attempts: Sequence[AttemptRecord], *, newest_inten
     if decision.action in ("poisoned", "unknown"):
         return decision.action
     if decision.action == "attach":
-        at_work = any(attempt.end is None and attempt.claim.get("intent") == newest_intent for attempt in attempts)
-        return "running" if at_work else "queued"
-    newest_of_group = {attempt.claim.get("group", 0): attempt for attempt in attempts}
-    failed = any(attempt.end is None or attempt.end["kind"] not in FREE_ENDS for attempt in newest_of_group.values())
-    return "failed" if failed else "stopped"
+        return "running" if at_work(attempts, newest_intent=newest_intent) else "queued"
+    ends = [attempt.end for attempt in _newest_of_groups(attempts)]
+    return "failed" if any(end is None or end["kind"] not in FREE_ENDS for end in ends) else "stopped"
+
+
+def _newest_of_groups(attempts: Sequence[AttemptRecord]) -> list[AttemptRecord]:
+    return list({attempt.claim.get("group", 0): attempt for attempt in attempts}.values())

@@ -109,13 +109,21 @@ class Registry:
         """Folder of a run."""
         return self.home / "runs" / stage / name
 
+    def folder_of(self, spec: RunSpec) -> Path:
+        """Folder of the run that has this identity, or where it would be created.
+
+        The recipe's name is in the folder's name but not in the identity: another recipe may have created the run.
+        """
+        there = [name for name in files.names_in(self.home / "runs" / spec.stage) if name.endswith(f"-{spec.id}")]
+        return self.folder(spec.stage, there[0] if there else f"{spec.recipe}-{spec.id}")
+
     def create(self, spec: RunSpec) -> Run:
         """Create the run or open the one that has this identity.
 
         Raises ValueError with the differences where a run of the same identity was created with another config: a
         default changed its value since.
         """
-        folder = self.folder(spec.stage, f"{spec.recipe}-{spec.id}")
+        folder = self.folder_of(spec)
         staged = files.staging_folder(self.home / "runs" / spec.stage)
         try:
             whole = asdict(spec) | {"creator": f"{getpass.getuser()}@{socket.gethostname()}", "created": time.time()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import pkgutil
 import shlex
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import experiments.recipes
-from dalle2_video.config import Recipe, RuntimeConfig, to_dict
+from dalle2_video.config import Recipe, RuntimeConfig, from_dict, to_dict
 from launch.parents import needed_parts
 from launch.stages import STAGES, StageInfo
 from slurm.executor import Placement
@@ -82,7 +83,9 @@ def load_recipe(name: str) -> Recipe:
     """Return a recipe by name; ValueError lists the names there are."""
     if name not in recipe_names():
         raise ValueError(f"--recipe {name}: no such recipe; there are: {', '.join(recipe_names())}")
-    return importlib.import_module(f"experiments.recipes.{name}").recipe()
+    recipe = importlib.import_module(f"experiments.recipes.{name}").recipe()
+    # A float field written as an integer would have another text, and so another identity, than from the command line.
+    return from_dict(Recipe, to_dict(recipe))
 
 
 def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
@@ -154,7 +157,7 @@ def _options_type(info: StageInfo, recipe: Recipe, parts: Sequence[str]) -> type
     for part in parts:
         value = getattr(recipe, part)
         kind: Any = Annotated[int, tyro.conf.arg(help=_SEED_HELP)] if part == "seed" else type(value)
-        fields.append((part, kind, field(default_factory=lambda value=value: value)))
+        fields.append((part, kind, field(default_factory=functools.partial(getattr, recipe, part))))
     return dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True)
 
 

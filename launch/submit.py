@@ -229,7 +229,7 @@ def _report_done(run: Run) -> int:
 
 
 def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, planned: _Planned) -> int:
-    folder = registry.folder(info.name, f"{planned.spec.recipe}-{planned.spec.id}")
+    folder = registry.folder_of(planned.spec)
     if folder.exists():
         run = Run(folder)
         decision = run_state.decision(run, run.intents(), retry=arguments.options.retry)

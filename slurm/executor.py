@@ -49,9 +49,11 @@ class Placement:
     """Slurm account."""
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "ranks_per_node", "cpus_per_rank", "time_min"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
+        least = {"nodes": 1, "ranks_per_node": 1, "cpus_per_rank": 1, "time_min": 1}
+        least |= {"gpus_per_node": 0, "mem_gb": 0, "signal_lead_s": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be {value} or more")
         if self.resolved_cluster() == "local" and self.nodes > 1:
             raise ValueError(f"--nodes {self.nodes} needs Slurm, and `sbatch` is not found; use --nodes 1")
 

@@ -8,7 +8,6 @@ dead could not record, and starts the next attempt unless the run is done, stopp
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,11 +18,11 @@ from typing import Any
 
 from experiments.reconcile import poison
 from experiments.registry import Attempt, Run
+from slurm import logs
+from slurm.attempt import ATTEMPT_VARIABLE, SUPERVISOR_VARIABLE
 
 POLL_S = 0.1
-GRACE_S = 10.0
-ATTEMPT_VARIABLE = "DALLE2_VIDEO_ATTEMPT"
-SUPERVISOR_VARIABLE = "DALLE2_VIDEO_SUPERVISOR"
+GRACE_S = 5.0
 
 
 def start_ticks(pid: int) -> int | None:
@@ -90,7 +89,7 @@ class _Unit:
 
     def _log(self, rank: int) -> Path:
         assert self.attempt is not None
-        return self.run.folder / "logs" / f"attempt-{self.attempt.number:04d}.rank{rank}.log"
+        return logs.supervised(self.run.folder, self.attempt.number, rank)
 
     def _start(self) -> None:
         self.attempt = self.run.claim_attempt(
@@ -121,13 +120,13 @@ class _Unit:
                 )
 
     def _end_all(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + GRACE_S
-            for process in self.processes:
-                if process.poll() is None:
-                    process.send_signal(number)
-            while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
-                time.sleep(POLL_S)
+        """Give the other ranks time to see the death and say so in their logs, then kill them."""
+        deadline = time.monotonic() + GRACE_S
+        while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
     def _ended(self) -> None:
         """Decide what follows the end of the attempt."""

@@ -7,6 +7,7 @@ Only reads; imports neither torch nor submitit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from experiments import reconcile
 from experiments.reconcile import Decision, State
@@ -34,8 +35,22 @@ def decision(run: Run, intents: Sequence[Intent], *, retry: bool) -> Decision:
     )
 
 
-def state(run: Run) -> tuple[State, Decision]:
-    """Return the run's state and what a launch would do about it."""
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a run stands."""
+
+    state: State
+    decision: Decision
+    """What a launch without `--retry` would do."""
+    at_work: frozenset[int]
+    """Attempts that a living job is at work on."""
+
+
+def standing(run: Run) -> Standing:
+    """Tell where a run stands; asks the queue unless the run is done."""
     intents = run.intents()
     decided = decision(run, intents, retry=False)
-    return reconcile.state(decided, run.attempts(), newest_intent=len(intents)), decided
+    attempts = run.attempts()
+    state = reconcile.state(decided, attempts, newest_intent=len(intents))
+    working = reconcile.at_work(attempts, newest_intent=len(intents)) if state == "running" else frozenset()
+    return Standing(state=state, decision=decided, at_work=working)

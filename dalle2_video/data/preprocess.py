@@ -9,7 +9,6 @@ bytes. One bad clip never ends a task: it keeps its row, without frames, and its
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -46,6 +45,7 @@ from dalle2_video.data.store import (
 )
 from dalle2_video.data.tokenizer import from_folder, train_bpe
 from dalle2_video.data.video import BadClip, DecodedClip, decode
+from dalle2_video.digests import file_digest
 
 ClipRecord = dict[str, Any]
 
@@ -109,7 +109,7 @@ def run_task(
         staged = _write_shard(staging, size, task, len(clips), block, config, any(r["bad"] is None for r in records))
         if staged is not None:
             published.append((staged, staged.relative_to(staging).as_posix()))
-            shards[str(size)] = {"sha256": _sha256(staged), "bytes": staged.stat().st_size}
+            shards[str(size)] = {"sha256": file_digest(staged), "bytes": staged.stat().st_size}
     return TaskResult(published=published, record={"task": task, "clips": records, "shards": shards})
 
 
@@ -153,11 +153,6 @@ def _write_shard(
             with zarr.config.set(WRITE_EMPTY_CHUNKS):
                 zarr.open_array(str(path.parent), mode="r+")[first : first + len(block)] = block
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def finish(records: list[dict[str, Any]], clips: list[ClipFile], config: DataConfig, staging: Path) -> Published:

@@ -12,6 +12,7 @@ from dalle2_video.data import embeddings
 from dalle2_video.data.batches import to_float
 from dalle2_video.data.embeddings import window_starts
 from dalle2_video.data.store import Store
+from dalle2_video.digests import file_digest
 from dalle2_video.stages.frozen_clip import FrozenClip
 from dalle2_video.task_array import OnProgress, Published
 
@@ -51,7 +52,8 @@ class EmbedArray:
             values.append(self._embed(windows))
             on_progress(done / len(clips))
         published = embeddings.write_shard(staging, self.spec, task, values)
-        return published, {"clips": len(clips), "windows": sum(map(len, values))}
+        record = {"clips": len(clips), "windows": sum(map(len, values)), "sha256": file_digest(published[0][0])}
+        return published, record
 
     def _embed(self, windows: list[np.ndarray]) -> np.ndarray:
         vectors = [np.zeros((0, self.spec.dim), np.float32)]

@@ -6,6 +6,7 @@ other prompts nor their order change it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class VideoPipeline:
                 config.diffusion,
                 config.diffusion.sampling_steps,
                 "ddpm",
-                lambda step, candidate=candidate: draws.normal(f"prior {candidate} step {step}", (dim,)),
+                functools.partial(_step_noise, draws, f"prior {candidate}", dim),
                 clip_x0=False,
                 on_step=_reporter(on_step, "prior", config.diffusion.sampling_steps),
             )
@@ -202,6 +203,10 @@ class VideoPipeline:
                 video = self.super_resolve(stage, text, video, draws, on_step=on_step)
         levels = ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return rearrange(levels, "b c t h w -> b t h w c").cpu()
+
+
+def _step_noise(draws: Draws, purpose: str, dim: int, step: int) -> Tensor:
+    return draws.normal(f"{purpose} step {step}", (dim,))
 
 
 def _for(noised: Tensor, condition: Tensor) -> Tensor:

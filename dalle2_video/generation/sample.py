@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dalle2_video.config import SampleConfig
+from dalle2_video.digests import file_digest
 from dalle2_video.generation.pipeline import Request, VideoPipeline
 from dalle2_video.generation.video_file import contact_sheet, enlarge, read_mp4, write_mp4
 from dalle2_video.task_array import OnProgress, Published
@@ -65,7 +66,7 @@ class SampleArray:
             tags = {"title": request.prompt, "comment": json.dumps(facts)}
             write_mp4(staging / name, enlarge(video), self._pipeline.fps, metadata=tags)
             published += [(staging / name, name)]
-            made.append(facts)
+            made.append(facts | {"sha256": file_digest(staging / name)})
         return published, {"samples": made}
 
     def finish(self, records: dict[int, dict[str, Any]], staging: Path) -> tuple[Published, dict[str, Any]]:

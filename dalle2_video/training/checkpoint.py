@@ -8,7 +8,6 @@ slices. Who makes the folder visible (the commit) is the caller's matter; all ra
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from dalle2_video.digests import file_digest
 from dalle2_video.training import distributed
 from dalle2_video.training.zero_state import KINDS, ShardedState, slice_bounds
 
@@ -32,12 +32,6 @@ class DamagedCheckpointError(ValueError):
 def shard_name(rank: int, world_size: int) -> str:
     """File of one rank."""
     return f"shard-{rank:05d}-of-{world_size:05d}.safetensors"
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(folder: Path, state: ShardedState, module: nn.Module, step: int) -> None:

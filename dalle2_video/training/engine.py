@@ -33,6 +33,8 @@ def deepspeed_config(config: OptimConfig, micro_batch: int, accumulation: int, w
     """DeepSpeed's JSON config for a training."""
     # The defaults of 5e8 and 1e9 elements make a small model use more memory than without ZeRO.
     bucket = 50_000_000 if cuda else 1_000_000
+    # Persistent parameters are gathered one by one after each step, which over gloo costs a fifth of a small step.
+    persistent = 100_000 if cuda else 0
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -46,6 +48,7 @@ def deepspeed_config(config: OptimConfig, micro_batch: int, accumulation: int, w
             "reduce_bucket_size": bucket,
             "stage3_prefetch_bucket_size": bucket,
             "stage3_max_live_parameters": bucket,
+            "stage3_param_persistence_threshold": persistent,
             "stage3_max_reuse_distance": 0 if not cuda else bucket,
         },
         "steps_per_print": 1 << 30,

@@ -8,8 +8,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from dalle2_video.digests import file_digest
 from dalle2_video.models.factory import WEIGHTS
-from dalle2_video.training.checkpoint import file_digest
 from dalle2_video.training.zero_state import EMA, ShardedState
 
 

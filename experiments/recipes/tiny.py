@@ -20,15 +20,6 @@ def recipe() -> Recipe:
     """8 frames of 16 px at 4 fps, then 16 frames at 8 fps."""
     low = WindowConfig(size=16, num_frames=8, stride=2)
     high = WindowConfig(size=16, num_frames=16, stride=1)
-    unet = UnetConfig(
-        dim=32,
-        dim_mults=(1, 2, 4),
-        blocks=1,
-        spatial_attention=(False, False, True),
-        cross_attention=(False, False, True),
-        temporal_attention=(False, True, True),
-        temporal_convolution=(False, False, False),
-    )
     return Recipe(
         name="tiny",
         data=DataConfig(
@@ -57,14 +48,30 @@ def recipe() -> Recipe:
         ),
         decoder=DecoderConfig(
             window=low,
-            unet=unet,
+            unet=UnetConfig(
+                dim=32,
+                dim_mults=(1, 2, 4),
+                blocks=1,
+                spatial_attention=(False, False, True),
+                cross_attention=(False, False, True),
+                temporal_attention=(False, True, True),
+                temporal_convolution=(True, True, False),
+            ),
             diffusion=DiffusionConfig(sampling_steps=32, guidance_scale=3.0),
-            optim=OptimConfig(steps=300, batch_size=32, lr=1e-3, warmup_steps=20, ema_decay=0.99),
+            optim=OptimConfig(steps=400, batch_size=32, lr=1e-3, warmup_steps=20, ema_decay=0.99),
         ),
         temporal_sr=TemporalSrConfig(
             window=high,
-            unet=unet,
+            unet=UnetConfig(
+                dim=32,
+                dim_mults=(1, 2),
+                blocks=1,
+                spatial_attention=(False, False),
+                cross_attention=(False, True),
+                temporal_attention=(False, False),
+                temporal_convolution=(True, True),
+            ),
             diffusion=DiffusionConfig(sampling_steps=16, guidance_scale=1.0),
-            optim=OptimConfig(steps=80, batch_size=16, lr=1e-3, warmup_steps=20, ema_decay=0.99),
+            optim=OptimConfig(steps=250, batch_size=16, lr=1e-3, warmup_steps=20, ema_decay=0.99),
         ),
     )

@@ -1,0 +1,95 @@
+"""What trainings and arrays share on a node: claiming an attempt, finding the pinned parents, ending in good order.
+
+Stopping and requeueing are ours: PREEMPT (USR2) saves and asks Slurm for a requeue; STOP (TERM, the STOP switch) saves
+and never requeues. An unfinished Slurm job then waits to be killed: to exit 0 would read COMPLETED.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import time
+import traceback
+from typing import Any
+
+from experiments.registry import Attempt, Registry, Run, Superseded
+
+log = logging.getLogger(__name__)
+
+ATTEMPT_VARIABLE = "DALLE2_VIDEO_ATTEMPT"
+SUPERVISOR_VARIABLE = "DALLE2_VIDEO_SUPERVISOR"
+USER_ERROR = 2
+REQUEUE_TRIES = 5
+WAIT_TO_BE_KILLED_S = 3600
+PEER_FAILURE_DELAY_S = 2.0
+
+
+def claim(run: Run, intent: int, request: dict[str, Any], group: int) -> int:
+    """Return the number of this job's attempt: its supervisor's claim, or a new one."""
+    supervised = os.environ.get(ATTEMPT_VARIABLE)
+    if supervised is not None:
+        return int(supervised)
+    job = {name: os.environ.get(name) for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST")}
+    return run.claim_attempt(
+        {"intent": intent, "group": group, "world_size": request["world_size"], "slurm": job}
+    ).number
+
+
+def supervised_attempt(run: Run) -> Attempt | None:
+    """Return the attempt that this process's supervisor claimed, or None."""
+    number = os.environ.get(ATTEMPT_VARIABLE)
+    return Attempt(run, int(number)) if number is not None else None
+
+
+def record_failure(attempt: Attempt | None, error: BaseException) -> int:
+    """Record why the attempt ended; return the exit code: 2 where the user must mend something, else 1."""
+    trace = traceback.format_exc()
+    log.error("%s", trace)
+    message = f"{type(error).__name__}: {error}"
+    code = USER_ERROR if isinstance(error, ValueError) else 1
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        message, code = f"disk full: {error}; free space, then run the same command again", USER_ERROR
+    if "Connection closed by peer" in trace or "Connection reset" in trace:
+        time.sleep(PEER_FAILURE_DELAY_S)  # a peer died first; its own reason shall stand in the record
+    if attempt is not None and not isinstance(error, Superseded):
+        try:
+            rank = int(os.environ.get("RANK", "0"))
+            attempt.end("error", message=message, traceback=trace, rank=rank, exit_code=code)
+        except OSError as failure:
+            log.error("the end of the attempt could not be recorded: %s", failure)
+    return code
+
+
+def parents_of(run: Run) -> dict[str, Run]:
+    """Open the pinned parents; ValueError where one is gone or holds something else than was pinned."""
+    registry = Registry(run.folder.parents[2])
+    found = {}
+    for name, pinned in run.spec.parents.items():
+        parent = registry.find(pinned.id, name)
+        record = parent.done()
+        if record is None or record["digest"] != pinned.digest:
+            raise ValueError(
+                f"{parent.name}, parent of {run.name}, is not what was pinned at creation ({pinned.digest})"
+            )
+        found[name] = parent
+    return found
+
+
+def leave_slurm(*, requeue: bool) -> None:
+    """On Slurm ask for a requeue where due, then wait to be killed; elsewhere return at once."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if requeue and int(os.environ.get("SLURM_PROCID", "0")) == 0:
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        job = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+        for attempt in range(REQUEUE_TRIES):
+            answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+            if answer.returncode == 0:
+                break
+            log.warning("scontrol requeue %s: %s", job, answer.stderr.strip())
+            time.sleep(2**attempt)
+    time.sleep(WAIT_TO_BE_KILLED_S)

@@ -1,0 +1,36 @@
+"""Where a process's log lies: named by our supervisor on one machine, by submitit on Slurm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.registry import AttemptRecord, Run
+
+
+def folder_of(run_folder: Path) -> Path:
+    """Folder of a run's logs."""
+    return run_folder / "logs"
+
+
+def supervised(run_folder: Path, attempt: int, rank: int) -> Path:
+    """Log of one rank of an attempt that a supervisor on this machine started."""
+    return folder_of(run_folder) / f"attempt-{attempt:04d}.rank{rank}.log"
+
+
+def of_attempt(run: Run, attempt: AttemptRecord, rank: int) -> Path:
+    """Log of one rank of any attempt; a requeued Slurm job appends to the log of its earlier attempts."""
+    if attempt.claim.get("supervised"):
+        return supervised(run.folder, attempt.number, rank)
+    intent = run.intent(attempt.claim["intent"])
+    if len(intent.request["groups"]) == 1:
+        job = attempt.claim["slurm"]["SLURM_JOB_ID"]
+    else:
+        assert intent.job is not None, f"{run.name}: attempt {attempt.number} runs in a job that was never submitted"
+        job = f"{intent.job['id']}_{attempt.claim['group']}"
+    return folder_of(run.folder) / f"{job}_{rank}_log.out"
+
+
+def of_job(run: Run) -> Path | None:
+    """Log of the newest job itself: where a reason stands if it could not start an attempt; None if there is none."""
+    folder = folder_of(run.folder)
+    return max(folder.glob("*_log.out"), key=lambda path: path.stat().st_mtime, default=None)

@@ -1,0 +1,163 @@
+"""Files become visible whole or not at all, and of many who want the same name just one gets it."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from registry_fixtures import make_spec
+
+from experiments import files
+from experiments.registry import Registry, Run
+
+RACERS = 4
+ROUNDS = 25
+
+
+def race(tmp_path: Path, contender: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Run `contender(barrier, racer, *arguments)` in several processes at once; return what each returned."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(RACERS) as pool:
+        barrier = manager.Barrier(RACERS)
+        return pool.starmap(contender, [(barrier, racer, *arguments) for racer in range(RACERS)], chunksize=1)
+
+
+def create_rounds(barrier: Any, racer: int, folder: Path) -> list[bool]:
+    won = []
+    for number in range(ROUNDS):
+        barrier.wait()
+        won.append(files.create_exclusive(folder / f"{number}.json", files.encode({"racer": racer})))
+    return won
+
+
+def claim_attempts(barrier: Any, racer: int, folder: Path) -> list[int]:
+    run = Run(folder)
+    barrier.wait()
+    return [run.claim_attempt({"racer": racer}).number for _ in range(ROUNDS)]
+
+
+def claim_intents(barrier: Any, racer: int, folder: Path) -> list[int]:
+    run = Run(folder)
+    won = []
+    for number in range(1, ROUNDS + 1):
+        barrier.wait()
+        if run.claim_intent(number, {"racer": racer}):
+            won.append(number)
+    return won
+
+
+def test_exactly_one_process_creates_each_file_and_its_content_is_there(tmp_path: Path) -> None:
+    results = race(tmp_path, create_rounds, tmp_path)
+    for number in range(ROUNDS):
+        winners = [racer for racer in range(RACERS) if results[racer][number]]
+        assert len(winners) == 1
+        assert files.read_json(tmp_path / f"{number}.json") == {"racer": winners[0]}
+
+
+def test_processes_that_claim_attempts_at_once_get_every_number_once(tmp_path: Path) -> None:
+    run = Registry(tmp_path).create(make_spec())
+    results = race(tmp_path, claim_attempts, run.folder)
+    assert sorted(number for numbers in results for number in numbers) == list(range(1, RACERS * ROUNDS + 1))
+    for attempt in run.attempts():
+        assert attempt.number in results[attempt.claim["racer"]]
+
+
+def test_of_launchers_that_claim_the_same_intent_just_one_goes_on(tmp_path: Path) -> None:
+    run = Registry(tmp_path).create(make_spec())
+    results = race(tmp_path, claim_intents, run.folder)
+    assert sorted(number for numbers in results for number in numbers) == list(range(1, ROUNDS + 1))
+    for intent in run.intents():
+        assert intent.number in results[intent.request["racer"]]
+
+
+def write_on_a_full_disk(path: Path, how: str) -> None:
+    """Write more than this process may, as on a full disk or over quota."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        (files.write_atomic if how == "write_atomic" else files.create_exclusive)(path, b"x" * 100_000)
+    except OSError as error:
+        sys.exit(error.errno)
+
+
+@pytest.mark.parametrize("how", ["write_atomic", "create_exclusive"])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path, how: str, old: bytes | None) -> None:
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_bytes(old)
+    code = f"import test_files as t, pathlib; t.write_on_a_full_disk(pathlib.Path({str(path)!r}), {how!r})"
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    ended = subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {folders}; {code}"], check=False)
+    assert ended.returncode == errno.EFBIG
+    assert [entry.name for entry in tmp_path.iterdir()] == ([] if old is None else ["file"])
+    assert old is None or path.read_bytes() == old
+
+
+def test_write_atomic_replaces_and_makes_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    files.write_atomic(path, b"1")
+    files.write_atomic(path, b"2")
+    assert path.read_bytes() == b"2"
+    assert [entry.name for entry in path.parent.iterdir()] == ["b"]
+
+
+def test_create_exclusive_keeps_the_first_content(tmp_path: Path) -> None:
+    assert files.create_exclusive(tmp_path / "a", b"1")
+    assert not files.create_exclusive(tmp_path / "a", b"2")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_publish_moves_a_folder_whole_and_refuses_to_replace_one(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        staged = files.staging_folder(tmp_path)
+        assert files.names_in(tmp_path) == (["final"] if content == "second" else [])
+        (staged / "file").write_text(content)
+        if content == "first":
+            files.publish(staged, tmp_path / "final")
+            assert not staged.exists()
+        else:
+            with pytest.raises(FileExistsError):
+                files.publish(staged, tmp_path / "final")
+    assert (tmp_path / "final" / "file").read_text() == "first"
+
+
+def test_publish_replaces_a_file(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        staged = files.staging_folder(tmp_path) / "shard"
+        staged.write_text(content)
+        files.publish(staged, tmp_path / "store" / "shard")
+    assert (tmp_path / "store" / "shard").read_text() == "second"
+
+
+def test_remove_tree_takes_everything_and_does_not_mind_what_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_text("c")
+    files.remove_tree(tmp_path / "a")
+    files.remove_tree(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_readers_take_missing_files_for_absent_and_see_no_hidden_names(tmp_path: Path) -> None:
+    assert files.read_json(tmp_path / "none.json") is None
+    assert files.names_in(tmp_path / "none") == []
+    files.staging_folder(tmp_path)
+    (tmp_path / "b").write_bytes(files.encode({"ü": [1]}))
+    (tmp_path / "a").touch()
+    assert files.names_in(tmp_path) == ["a", "b"]
+    assert files.read_json(tmp_path / "b") == {"ü": [1]}
+
+
+def test_a_damaged_file_is_an_error_and_not_absent(tmp_path: Path) -> None:
+    (tmp_path / "torn.json").write_text('{"a": ')
+    with pytest.raises(ValueError, match="Expecting value"):
+        files.read_json(tmp_path / "torn.json")

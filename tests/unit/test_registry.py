@@ -1,0 +1,209 @@
+"""The registry: runs, attempts, commits and ends as plain files; who holds the highest attempt owns the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import pytest
+from registry_fixtures import make_run, make_spec
+
+from experiments.identity import Parent
+from experiments.registry import HOME_VARIABLE, Registry, Run, Superseded, default_home, read_jsonl
+from launch.arguments import load_recipe
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "home")
+
+
+@pytest.fixture
+def run(registry: Registry) -> Run:
+    return registry.create(make_spec())
+
+
+def test_a_run_reads_back_as_it_was_created(registry: Registry) -> None:
+    parents = {"preprocess": Parent(stage="preprocess", id="p", digest="d")}
+    spec = make_spec(parents=parents, source="fingerprint", inputs={"data_root": "/data"})
+    run = registry.create(spec)
+    assert run.name == "clip/tiny-0123456789"
+    assert dataclasses.replace(run.spec, creator="", created=0.0) == spec
+    assert "@" in run.spec.creator and abs(run.spec.created - time.time()) < 60
+
+
+def test_creating_again_opens_the_same_run_and_leaves_nothing_beside_it(registry: Registry, run: Run) -> None:
+    again = registry.create(make_spec())
+    assert again.spec == run.spec
+    assert [entry.name for entry in run.folder.parent.iterdir()] == [run.folder.name]
+
+
+def test_a_run_of_the_same_identity_is_found_under_another_recipes_name(registry: Registry) -> None:
+    tiny = load_recipe("tiny")
+    first = make_run(registry, tiny, "preprocess")
+    second = make_run(registry, dataclasses.replace(tiny, name="mine"), "preprocess")
+    assert second.folder == first.folder
+    assert registry.find(first.spec.id, "preprocess").name == first.name
+
+
+def test_a_default_that_changed_since_is_refused_with_the_difference(registry: Registry, run: Run) -> None:
+    drifted = make_spec(config={"seed": 0, "clip": {"dim": 16}})
+    with pytest.raises(ValueError, match=r"defaults were different:\n  clip\.dim: 8 -> 16\n"):
+        registry.create(drifted)
+    assert run.spec.config["clip"]["dim"] == 8
+
+
+def test_tuples_and_lists_are_no_difference(registry: Registry) -> None:
+    registry.create(make_spec(config={"sizes": (1, 2)}))
+    registry.create(make_spec(config={"sizes": [1, 2]}))
+
+
+def test_find_takes_the_start_of_an_id_or_of_a_name_and_only_one(registry: Registry, run: Run) -> None:
+    other = registry.create(make_spec(id="0199999999", recipe="big"))
+    prior = registry.create(make_spec(stage="prior", id="0123456789"))
+    assert registry.find("0199").folder == other.folder
+    assert registry.find("big-").folder == other.folder
+    assert registry.find("0123456789", "prior").folder == prior.folder
+    assert {found.name for found in registry.runs()} == {run.name, other.name, prior.name}
+    with pytest.raises(ValueError, match=r"2 runs .*clip/big-0199999999.* matches '01'"):
+        registry.find("01", "clip")
+    with pytest.raises(ValueError, match=r"no run matches 'zz'.*tools/runs\.py list"):
+        registry.find("zz")
+
+
+def test_a_home_without_runs_has_none(registry: Registry) -> None:
+    assert list(registry.runs()) == []
+
+
+def test_the_home_is_the_variables_or_one_below_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    assert default_home() == tmp_path
+    monkeypatch.setenv(HOME_VARIABLE, "")
+    assert default_home() == Path.home() / "dalle2_video"
+
+
+def test_a_home_that_cannot_be_written_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=rf"{HOME_VARIABLE}=.*cannot be written .*export {HOME_VARIABLE}="):
+        Registry(tmp_path / "file" / "home").check_writable()
+
+
+def test_a_full_disk_is_refused_with_the_remedy_and_a_good_home_left_as_it_was(registry: Registry) -> None:
+    with pytest.raises(ValueError, match="disk full: .* MiB needed; free space"):
+        registry.check_writable(free_bytes=1 << 60)
+    registry.check_writable()
+    assert list(registry.home.iterdir()) == []
+
+
+def test_attempts_are_numbered_from_one_and_keep_their_first_end(run: Run) -> None:
+    assert run.newest_attempt() == 0
+    first, second = run.claim_attempt({"intent": 1}), run.claim_attempt({"intent": 2})
+    assert (first.number, second.number, run.newest_attempt()) == (1, 2, 2)
+    first.end("error", message="out of memory", exit_code=1)
+    first.end("done")
+    records = run.attempts()
+    assert [record.claim["intent"] for record in records] == [1, 2]
+    assert records[0].end is not None
+    assert (records[0].end["kind"], records[0].end["message"]) == ("error", "out of memory")
+    assert records[1].end is None
+
+
+def test_an_attempt_that_a_newer_one_superseded_cannot_commit(run: Run) -> None:
+    old = run.claim_attempt({})
+    staged = old.stage_commit()
+    (staged / "weights").write_text("old")
+    assert not old.superseded()
+    new = run.claim_attempt({})
+    with pytest.raises(Superseded, match="attempt 1"):
+        old.commit(10, staged)
+    assert run.commits() == []
+    assert not staged.exists()
+    commit = new.commit(10, new.stage_commit())
+    assert (commit.step, commit.attempt) == (10, 2)
+
+
+def test_commits_are_sorted_by_step_then_by_attempt_and_staged_ones_are_not_seen(run: Run) -> None:
+    for step in (100, 20):
+        attempt = run.claim_attempt({})
+        for at in (step, step + 5):
+            staged = attempt.stage_commit()
+            (staged / "weights").write_text(str(at))
+            attempt.commit(at, staged)
+    attempt = run.claim_attempt({})
+    attempt.commit(100, attempt.stage_commit())
+    attempt.stage_commit()
+    (run.folder / "checkpoints" / "step-1.a1.tmp").mkdir()
+    found = run.commits()
+    assert [(commit.step, commit.attempt) for commit in found] == [(20, 2), (25, 2), (100, 1), (100, 3), (105, 1)]
+    assert (found[1].path / "weights").read_text() == "25"
+
+
+def test_the_first_record_of_completion_stays_and_is_what_children_pin(run: Run) -> None:
+    assert run.done() is None
+    run.mark_done({"digest": "first"})
+    run.mark_done({"digest": "second"})
+    assert run.as_parent() == Parent(stage="clip", id="0123456789", digest="first")
+
+
+def test_an_intent_is_claimed_once_and_resolved_to_its_newest_job(run: Run) -> None:
+    assert run.intents() == []
+    assert run.claim_intent(1, {"groups": [[]]})
+    assert not run.claim_intent(1, {"groups": [[1]]})
+    assert run.intent(1).job is None
+    run.resolve_intent(1, {"id": "7"})
+    run.resolve_intent(1, {"id": "8"})
+    assert run.claim_intent(2, {"groups": [[2]]})
+    assert [(intent.number, intent.request["groups"], intent.job) for intent in run.intents()] == [
+        (1, [[]], {"id": "8"}),
+        (2, [[2]], None),
+    ]
+
+
+def test_a_request_to_stop_stands_until_it_is_taken_back(run: Run) -> None:
+    assert not run.stop_requested()
+    run.request_stop()
+    run.request_stop()
+    assert run.stop_requested()
+    run.clear_stop()
+    run.clear_stop()
+    assert not run.stop_requested()
+
+
+def test_finished_tasks_keep_their_first_record(run: Run) -> None:
+    run.finish_task(3, {"clips": 5})
+    run.finish_task(3, {"clips": 6})
+    run.finish_task(0, {"clips": 1})
+    assert run.tasks_done() == {0, 3}
+    assert run.task_records() == {0: {"clips": 1}, 3: {"clips": 5}}
+
+
+def test_a_step_done_twice_counts_once_with_the_later_attempts_metrics(run: Run) -> None:
+    for losses in ({10: 1.0, 20: 0.9, 30: 0.8}, {20: 0.5}):
+        attempt = run.claim_attempt({})
+        for step, loss in losses.items():
+            attempt.append("metrics", {"step": step, "loss": loss, "split": "train"})
+            attempt.append("events", {"event": "no metric"})
+        attempt.append("metrics", {"step": 20, "loss": 7.0, "split": "val"})
+    found = [(record["step"], record["split"], record["loss"]) for record in run.metrics()]
+    assert found == [(10, "train", 1.0), (20, "train", 0.5), (20, "val", 7.0), (30, "train", 0.8)]
+
+
+def test_a_line_in_the_middle_of_being_written_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert [record["step"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_beat_tells_the_newest_status(run: Run) -> None:
+    attempt = run.claim_attempt({})
+    attempt.beat({"step": 1, "steps": 10})
+    attempt.beat({"step": 2, "steps": 10})
+    assert json.loads((run.folder / "beat.0001").read_text())["step"] == 2
+
+
+def test_a_folder_without_run_json_is_no_run(registry: Registry, run: Run) -> None:
+    (run.folder.parent / "notes").mkdir()
+    assert [found.name for found in registry.runs()] == [run.name]
+    with pytest.raises(ValueError, match=r"notes is not a run folder: it has no run\.json"):
+        Run(run.folder.parent / "notes")

@@ -1,0 +1,88 @@
+"""What happened to a run, in sentences: pure text from what the registry holds, for `tools/runs.py why`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.reconcile import State
+from experiments.registry import AttemptRecord, Commit, Run
+from slurm.run_state import Standing
+
+TOLD_ATTEMPTS = 8
+WITHOUT_A_WORD = "without a word (killed, or its machine went away)"
+_NEXT: dict[State, str] = {
+    "done": "Nothing is left to do.",
+    "running": "It is at work; the same launch command attaches to it, and `tools/runs.py logs` shows its log.",
+    "queued": "A job is there and has yet to start an attempt.",
+    "stopped": "Nothing works on it; the same launch command goes on.",
+    "failed": "Nothing works on it; mend the cause, then the same launch command goes on.",
+    "poisoned": "A launch would refuse it.",
+    "unknown": "A launch would refuse it.",
+}
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in the unit that a person would choose: `12 s`, `5 min`, `3.2 h`, `4.0 days`."""
+    seconds = max(0.0, seconds)
+    for unit, length_s, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= length_s:
+            return f"{seconds / length_s:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def end_of(attempt: AttemptRecord, standing: Standing) -> str:
+    """Return how an attempt ended, in a few words."""
+    if attempt.end is None:
+        return "at work" if attempt.number in standing.at_work else f"ended {WITHOUT_A_WORD}"
+    message = attempt.end.get("message", "").strip().splitlines()
+    return f"{attempt.end['kind']}: {message[0]}" if message else attempt.end["kind"]
+
+
+def story(run: Run, standing: Standing, *, now: float) -> list[str]:
+    """Return the sentences, oldest event first; now: seconds since the epoch."""
+    spec, state = run.spec, standing.state
+    parents = ", ".join(f"{name} {parent.id}" for name, parent in spec.parents.items())
+    sentences = [
+        f"Created {span(now - spec.created)} ago by {spec.creator} from recipe {spec.recipe}"
+        + (f", on top of {parents}." if parents else ".")
+    ]
+    intents = run.intents()
+    for intent in intents:
+        sentences.append(f"Launch {intent.number}, {span(now - intent.request['time'])} ago: {_job(intent.job)}.")
+    if not intents:
+        sentences.append("It was never launched: its launcher ended before that.")
+    attempts, commits = run.attempts(), run.commits()
+    earlier = attempts[:-TOLD_ATTEMPTS]
+    if earlier:
+        kinds = Counter("silent" if attempt.end is None else attempt.end["kind"] for attempt in earlier)
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        sentences.append(f"{len(earlier)} earlier attempts: {told}.")
+    for attempt in attempts[len(earlier) :]:
+        sentences.append(_attempt(attempt, commits, standing, now=now))
+    if commits and state != "done":
+        sentences.append(f"The newest commit is step {commits[-1].step}, made by attempt {commits[-1].attempt}.")
+    if run.stop_requested() and state in ("running", "queued"):
+        sentences.append("It was asked to save and stop, and has not done so yet.")
+    why = f" Reason: {standing.decision.reason}." if state in ("poisoned", "unknown") else ""
+    return [*sentences, f"Now it is {state}. {_NEXT[state]}{why}"]
+
+
+def _job(job: dict[str, Any] | None) -> str:
+    if job is None:
+        return "not submitted"
+    return f"Slurm job {job['id']}" if job["executor"] == "slurm" else f"process {job['pid']} on {job['host']}"
+
+
+def _attempt(attempt: AttemptRecord, commits: Sequence[Commit], standing: Standing, *, now: float) -> str:
+    claim = attempt.claim
+    group = f", group {claim['group']}" if claim.get("group") else ""
+    began = f"Attempt {attempt.number} (on {claim['host']}, launch {claim['intent']}{group}) began "
+    steps = [commit.step for commit in commits if commit.attempt == attempt.number]
+    committed = f"; of its commits step {steps[-1]} is kept" if steps else ""
+    outcome = end_of(attempt, standing).rstrip(".")
+    if attempt.end is None:
+        return f"{began}{span(now - claim['time'])} ago: {outcome}{committed}."
+    lasted = span(attempt.end["time"] - claim["time"])
+    return f"{began}{span(now - claim['time'])} ago and ended after {lasted}: {outcome}{committed}."
