@@ -7,10 +7,12 @@ so that the launchers start quickly. Every field's docstring is its `--help` tex
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import cattrs
+from cattrs.v import format_exception
 
 Objective = Literal["v", "x0", "eps"]
 Precision = Literal["fp32", "bf16"]
@@ -24,7 +26,8 @@ def _require(condition: bool, name: str, value: object, remedy: str) -> None:
 def _require_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value > 0, f"{type(config).__name__}.{name}", value, "must be greater than 0")
+        positive = value > 0 and math.isfinite(value)
+        _require(positive, f"{type(config).__name__}.{name}", value, "must be greater than 0 and finite")
 
 
 def _require_fraction(config: object, *names: str) -> None:
@@ -571,4 +574,10 @@ def from_dict(cls: type[ConfigT], values: dict) -> ConfigT:
     try:
         return converter.structure(values, cls)
     except cattrs.BaseValidationError as error:
-        raise ValueError(f"stored {cls.__name__}: " + "; ".join(cattrs.transform_error(error))) from error
+        reasons = cattrs.transform_error(error, format_exception=_explain)
+        raise ValueError(f"stored {cls.__name__}: " + "; ".join(reasons)) from error
+
+
+def _explain(error: BaseException, kind: type | None) -> str:
+    # cattrs says "invalid value" of all ValueErrors; those of the dataclasses above say what is wrong and what to do.
+    return str(error) if type(error) is ValueError else format_exception(error, kind)

@@ -115,16 +115,20 @@ def at_work(attempts: Sequence[AttemptRecord], *, newest_intent: int) -> frozens
 def state(decision: Decision, attempts: Sequence[AttemptRecord], *, newest_intent: int) -> State:
     """Name the state of a run in which a launch without `--retry` would decide `decision`.
 
-    running: a job is there and an attempt that it started has not ended; queued: the job has yet to start one; failed:
-    the newest attempt (of any array group) ended in error, hang or without a word; stopped: nothing works on the run
-    and nothing failed.
+    running: a job is there and an attempt that it started has not ended; queued: the job has yet to start one, perhaps
+    again; failed: the newest attempt (of any array group) ended in error, hang or without a word; stopped: nothing
+    works on the run and nothing failed, though the job that was asked to stop may still be on its way out.
     """
     if decision.action == "finished":
         return "done"
     if decision.action in ("poisoned", "unknown"):
         return decision.action
     if decision.action == "attach":
-        return "running" if at_work(attempts, newest_intent=newest_intent) else "queued"
+        if at_work(attempts, newest_intent=newest_intent):
+            return "running"
+        ours = [attempt for attempt in _newest_of_groups(attempts) if attempt.claim.get("intent") == newest_intent]
+        kinds = {(attempt.end or {}).get("kind") for attempt in ours}
+        return "stopped" if "stopped" in kinds and kinds <= {"stopped", "done"} else "queued"
     ends = [attempt.end for attempt in _newest_of_groups(attempts)]
     return "failed" if any(end is None or end["kind"] not in FREE_ENDS for end in ends) else "stopped"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from slurm.local import process_record
 USER_ERROR = 2
 MANIFEST = "manifest.json"
 INTERRUPTED = 130
+STOP_TIMEOUT_S = 120
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -154,6 +156,9 @@ def _start_or_attach(run: Run, info: StageInfo, arguments: Arguments, num_tasks:
             raise ValueError(f"{run.name}: {decision.reason}\n(its folder: {run.folder})")
         if decision.action == "finished":
             return _report_done(run)
+        if decision.action == "attach" and run.stop_requested():
+            _wait_for_stop(run)
+            continue
         if decision.action == "launch":
             number = len(intents) + 1
             if not run.claim_intent(number, _request(run, info, arguments, intents, num_tasks)):
@@ -173,6 +178,18 @@ def _start_or_attach(run: Run, info: StageInfo, arguments: Arguments, num_tasks:
             console.print(f"follow it: {arguments.command(info.name)} --wait yes")
             return 0
         return _wait(run, stop_on_interrupt=local)
+
+
+def _wait_for_stop(run: Run) -> None:
+    """Wait until the job that was asked to stop has gone; to attach to it would end with nothing at work."""
+    console.print(f"[bold]{run.name}[/bold]: was asked to stop; waiting for its job to save and end")
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while run_state.decision(run, run.intents(), retry=False).action == "attach":
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"{run.name}: still stopping after {STOP_TIMEOUT_S} s; look: python tools/runs.py why {run.spec.id}"
+            )
+        time.sleep(1)
 
 
 def _describe_job(run: Run, record: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def run_tasks(run: Run, intent: int, request: dict[str, Any], group: int) -> int
             if stopping or run.stop_requested():
                 kind: Literal["preempted", "stopped"] = "preempted" if signal.SIGUSR2 in stopping else "stopped"
                 attempt.end(kind, progress=progress)
-                leave_slurm(requeue=kind == "preempted")
+                leave_slurm(run, preempted=kind == "preempted")
                 return 0
             with _Staging(array.root) as staging:
                 beat = functools.partial(_beat, attempt, group, done, len(mine))

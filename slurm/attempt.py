@@ -78,18 +78,29 @@ def parents_of(run: Run) -> dict[str, Run]:
     return found
 
 
-def leave_slurm(*, requeue: bool) -> None:
-    """On Slurm ask for a requeue where due, then wait to be killed; elsewhere return at once."""
+def leave_slurm(run: Run, *, preempted: bool) -> None:
+    """End an unfinished Slurm job in good order; elsewhere return at once.
+
+    Preempted with notice: ask for a requeue. Stopped by the STOP switch: cancel the job, whose nodes nobody needs any
+    more. Otherwise wait to be killed: who sent TERM, scancel or Slurm's own requeue, decides what becomes of the job.
+    """
     if "SLURM_JOB_ID" not in os.environ:
         return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if requeue and int(os.environ.get("SLURM_PROCID", "0")) == 0:
+    if int(os.environ.get("SLURM_PROCID", "0")) == 0:
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         job = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
-        for attempt in range(REQUEUE_TRIES):
-            answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-            if answer.returncode == 0:
-                break
-            log.warning("scontrol requeue %s: %s", job, answer.stderr.strip())
-            time.sleep(2**attempt)
+        if preempted:
+            _ask_slurm(["scontrol", "requeue", job])
+        elif run.stop_requested():
+            _ask_slurm(["scancel", job])
     time.sleep(WAIT_TO_BE_KILLED_S)
+
+
+def _ask_slurm(command: list[str]) -> None:
+    for pause in range(REQUEUE_TRIES):
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return
+        log.warning("%s: %s", " ".join(command), answer.stderr.strip())
+        time.sleep(2**pause)

@@ -10,7 +10,9 @@ from experiments.reconcile import Liveness
 from experiments.registry import Intent
 from slurm.local import start_ticks
 
-_ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
+_ENDED = frozenset(
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
+)
 _QUERY_TIMEOUT_S = 30
 
 

@@ -53,7 +53,7 @@ def train(run: Run, intent: int, request: dict[str, Any]) -> int:
             log.info("%s: %s", run.name, outcome)
         distributed.end()
         if outcome != "done":
-            leave_slurm(requeue=outcome == "preempted")
+            leave_slurm(run, preempted=outcome == "preempted")
         return 0
     except BaseException as error:
         return record_failure(attempt or supervised_attempt(run), error)

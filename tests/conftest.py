@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: the repository, launchers run as a user runs them, and one trained tiny chain a session."""
+"""Fixtures of the whole suite: the repository, launchers as a user runs them, one tiny trained chain a session."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Chain:
 
     def command(self, stage: str, *more: str) -> list[str]:
         flags = [flag for part in NEEDED[stage] for flag in TINY[part]]
-        if stage == "preprocess":
+        if stage == "preprocess" and self.data != Path():
             flags += ["--data-root", str(self.data)]
         if stage in ("clip", "prior", "decoder", "temporal_sr"):
             flags += ["--ranks-per-node", "2", "--log-every", "1"]

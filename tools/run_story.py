@@ -66,7 +66,11 @@ def story(run: Run, standing: Standing, *, now: float) -> list[str]:
     if run.stop_requested() and state in ("running", "queued"):
         sentences.append("It was asked to save and stop, and has not done so yet.")
     why = f" Reason: {standing.decision.reason}." if state in ("poisoned", "unknown") else ""
-    return [*sentences, f"Now it is {state}. {_NEXT[state]}{why}"]
+    leaving = state == "stopped" and standing.decision.action == "attach"
+    following = (
+        "Its job is on its way out; once that is gone, the same launch command goes on." if leaving else _NEXT[state]
+    )
+    return [*sentences, f"Now it is {state}. {following}{why}"]
 
 
 def _job(job: dict[str, Any] | None) -> str:

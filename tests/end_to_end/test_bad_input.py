@@ -1,4 +1,4 @@
-"""Bad input: one clear message that names the field or file and the remedy, exit code 2, nothing half-made in the way."""
+"""Bad input: one clear message naming field or file and remedy, exit code 2, nothing half-made in the way."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_contrastive_batch_cannot_be_accumulated(empty: Chain) -> None:
 def test_missing_data_folder(empty: Chain, tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
     assert str(missing) in refused(empty, "preprocess", "--data-root", str(missing))
-    assert "--data-root" in refused(Chain(home=empty.home, data=Path("")), "preprocess")
+    assert "--data-root" in refused(Chain(home=empty.home, data=Path()), "preprocess")
 
 
 def test_empty_data_set(empty: Chain, tmp_path: Path) -> None:

@@ -15,11 +15,22 @@ from launch.arguments import to_dict_or_value
 from launch.stages import STAGES
 
 
+def changed(config: Any, path: str, value: Any) -> Any:
+    """Return a config in which the field at a dotted path has another value."""
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(config, **{name: changed(getattr(config, name), rest, value) if rest else value})
+
+
 def make_spec(**changes: Any) -> RunSpec:
     """Return a CLIP run's spec with a small made-up config."""
     return dataclasses.replace(
         RunSpec(
-            stage="clip", recipe="tiny", id="0123456789", config={"seed": 0, "clip": {"dim": 8}}, source=None, parents={}
+            stage="clip",
+            recipe="tiny",
+            id="0123456789",
+            config={"seed": 0, "clip": {"dim": 8}},
+            source=None,
+            parents={},
         ),
         **changes,
     )
@@ -33,7 +44,7 @@ def stage_config(recipe: Recipe, stage: str) -> dict[str, Any]:
 def make_run(
     registry: Registry, recipe: Recipe, stage: str, parents: Sequence[Run] = (), *, done: bool = True, salt: str = ""
 ) -> Run:
-    """Create the run that a launcher would, by default a finished one; salt: makes it another run of the same recipe."""
+    """Create the run that a launcher would, by default a finished one; salt: gives another run of the same recipe."""
     pinned = {run.spec.stage: run.as_parent() for run in parents}
     parts = {part: getattr(recipe, part) for part in STAGES[stage].parts}
     run = registry.create(

@@ -1,13 +1,13 @@
-"""Recipes validate themselves: what is wrong is named with its field, its value and what to do; the rest goes through."""
+"""Recipes validate themselves: what is wrong is named with its field, its value and what to do."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from registry_fixtures import changed
 
 from dalle2_video.config import (
     DataConfig,
@@ -27,12 +27,7 @@ from launch.arguments import load_recipe, recipe_names
 
 TINY = load_recipe("tiny")
 LARGE = load_recipe("celebv_text_256")
-
-
-def changed(config: Any, path: str, value: Any) -> Any:
-    """Return a config in which the field at a dotted path has another value."""
-    name, _, rest = path.partition(".")
-    return dataclasses.replace(config, **{name: changed(getattr(config, name), rest, value) if rest else value})
+LEVEL_FLAGS = ("spatial_attention", "cross_attention", "temporal_attention", "temporal_convolution")
 
 
 def optim(**values: Any) -> OptimConfig:
@@ -40,16 +35,8 @@ def optim(**values: Any) -> OptimConfig:
 
 
 def unet(**values: Any) -> UnetConfig:
-    flags = {
-        f"{name}_{kind}": (True, True)
-        for name, kind in (
-            ("spatial", "attention"),
-            ("cross", "attention"),
-            ("temporal", "attention"),
-            ("temporal", "convolution"),
-        )
-    }
-    return UnetConfig(**({"dim": 8, "dim_mults": (1, 2)} | flags | values))
+    sizes: dict[str, Any] = {"dim": 8, "dim_mults": (1, 2)}
+    return UnetConfig(**(sizes | dict.fromkeys(LEVEL_FLAGS, (True, True)) | values))
 
 
 def transformer(**values: Any) -> TransformerConfig:
@@ -129,7 +116,7 @@ def test_what_must_not_be_negative_says_so(make: Callable[..., Any], name: str) 
         (unet, {"dim_mults": (1, 0)}, "UnetConfig.dim_mults=(1, 0) must hold"),
         *(
             (unet, {name: (True,)}, f"UnetConfig.{name}=(True,) must hold one flag for each of the 2 levels")
-            for name in ("spatial_attention", "cross_attention", "temporal_attention", "temporal_convolution")
+            for name in LEVEL_FLAGS
         ),
         (SampleConfig, {"prompts": ("a", " ")}, "sample.prompts=' ' must not be empty"),
     ],

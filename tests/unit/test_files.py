@@ -8,7 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,18 @@ RACERS = 4
 ROUNDS = 25
 
 
-def race(tmp_path: Path, contender: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Run `contender(barrier, racer, *arguments)` in several processes at once; return what each returned."""
+Race = Callable[[Callable[..., Any], Path], list[Any]]
+
+
+@pytest.fixture(scope="module")
+def race() -> Iterator[Race]:
+    """Run `contender(barrier, racer, folder)` in several processes at once; return what each returned."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, context.Pool(RACERS) as pool:
-        barrier = manager.Barrier(RACERS)
-        return pool.starmap(contender, [(barrier, racer, *arguments) for racer in range(RACERS)], chunksize=1)
+        barrier = manager.Barrier(RACERS, timeout=60)
+        yield lambda contender, folder: pool.starmap(
+            contender, [(barrier, racer, folder) for racer in range(RACERS)], chunksize=1
+        )
 
 
 def create_rounds(barrier: Any, racer: int, folder: Path) -> list[bool]:
@@ -54,25 +60,25 @@ def claim_intents(barrier: Any, racer: int, folder: Path) -> list[int]:
     return won
 
 
-def test_exactly_one_process_creates_each_file_and_its_content_is_there(tmp_path: Path) -> None:
-    results = race(tmp_path, create_rounds, tmp_path)
+def test_exactly_one_process_creates_each_file_and_its_content_is_there(race: Race, tmp_path: Path) -> None:
+    results = race(create_rounds, tmp_path)
     for number in range(ROUNDS):
         winners = [racer for racer in range(RACERS) if results[racer][number]]
         assert len(winners) == 1
         assert files.read_json(tmp_path / f"{number}.json") == {"racer": winners[0]}
 
 
-def test_processes_that_claim_attempts_at_once_get_every_number_once(tmp_path: Path) -> None:
+def test_processes_that_claim_attempts_at_once_get_every_number_once(race: Race, tmp_path: Path) -> None:
     run = Registry(tmp_path).create(make_spec())
-    results = race(tmp_path, claim_attempts, run.folder)
+    results = race(claim_attempts, run.folder)
     assert sorted(number for numbers in results for number in numbers) == list(range(1, RACERS * ROUNDS + 1))
     for attempt in run.attempts():
         assert attempt.number in results[attempt.claim["racer"]]
 
 
-def test_of_launchers_that_claim_the_same_intent_just_one_goes_on(tmp_path: Path) -> None:
+def test_of_launchers_that_claim_the_same_intent_just_one_goes_on(race: Race, tmp_path: Path) -> None:
     run = Registry(tmp_path).create(make_spec())
-    results = race(tmp_path, claim_intents, run.folder)
+    results = race(claim_intents, run.folder)
     assert sorted(number for numbers in results for number in numbers) == list(range(1, ROUNDS + 1))
     for intent in run.intents():
         assert intent.number in results[intent.request["racer"]]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
-from registry_fixtures import make_run, stage_config
+from registry_fixtures import changed, make_run, stage_config
 
 from dalle2_video.config import Recipe
 from experiments.registry import Registry, Run
@@ -56,7 +55,7 @@ def test_a_stage_without_parents_needs_none(registry: Registry) -> None:
 
 
 def test_the_run_of_the_recipe_is_found_with_its_own_parents(registry: Registry, store: Run, clip: Run) -> None:
-    other = dataclasses.replace(TINY, seed=1)
+    other = changed(TINY, "seed", 1)
     make_run(registry, other, "clip", [store])
     assert ids(find(registry, "embed")) == {"preprocess": store.spec.id, "clip": clip.spec.id}
     assert ids(find(registry, "clip", other)) == {"preprocess": store.spec.id}
@@ -84,13 +83,15 @@ def test_a_missing_parent_is_told_with_the_command_that_makes_it(registry: Regis
 
 def test_an_unfinished_parent_is_told_with_the_command_that_goes_on(registry: Registry, store: Run) -> None:
     run = make_run(registry, TINY, "clip", [store], done=False)
-    with pytest.raises(ValueError, match=rf"{run.name} is not finished; go on with it: python launch/clip\.py") as raised:
+    with pytest.raises(
+        ValueError, match=rf"{run.name} is not finished; go on with it: python launch/clip\.py"
+    ) as raised:
         find(registry, "embed")
     assert str(run.folder / "logs") in str(raised.value)
 
 
 def test_a_run_of_another_config_does_not_match(registry: Registry, store: Run, clip: Run) -> None:
-    wider = dataclasses.replace(TINY, clip=dataclasses.replace(TINY.clip, embed_dim=32))
+    wider = changed(TINY, "clip.embed_dim", 32)
     with pytest.raises(ValueError, match="no clip run matches"):
         find(registry, "embed", wider)
 
@@ -122,7 +123,9 @@ def test_parents_of_two_clips_are_refused(registry: Registry, store: Run, clip: 
     old = chain(registry, store, clip)
     newer = second_clip(registry, store)
     chain(registry, store, newer)
-    message = rf"--parents\.prior {old['prior'].spec.id}: prior/.* was made from clip {clip.spec.id}, the others from clip "
+    message = (
+        rf"--parents\.prior {old['prior'].spec.id}: prior/.* was made from clip {clip.spec.id}, the others from clip "
+    )
     with pytest.raises(ValueError, match=message + newer.spec.id):
         find(registry, "sample", clip=newer.spec.id, prior=old["prior"].spec.id)
 
@@ -135,7 +138,7 @@ def test_a_clip_that_nothing_was_built_on_yet_is_told_and_not_mixed(registry: Re
 
 
 def test_a_parent_that_the_user_names_may_be_of_another_config(registry: Registry, store: Run) -> None:
-    wider = dataclasses.replace(TINY, clip=dataclasses.replace(TINY.clip, embed_dim=32))
+    wider = changed(TINY, "clip.embed_dim", 32)
     run = make_run(registry, wider, "clip", [store])
     assert ids(find(registry, "embed", clip=run.spec.id[:6]))["clip"] == run.spec.id
 

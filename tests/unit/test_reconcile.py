@@ -1,4 +1,4 @@
-"""Decisions by table: registry and queue to the next action, failures to poison, decision to the state that is shown."""
+"""Decisions by table: registry and queue to the next action, failures to poison, decision to the state shown."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ POISONED = ends(ERROR, "hang", None)
         (False, ["gone"], POISONED, True, "launch"),
     ],
 )
-def test_decision(
-    done: bool, liveness: list[str], attempts: list[AttemptRecord], retry: bool, action: str
-) -> None:
+def test_decision(done: bool, liveness: list[str], attempts: list[AttemptRecord], retry: bool, action: str) -> None:
     decision = decide(done=done, liveness=liveness, attempts=attempts, commits=[], retry=retry)  # type: ignore[arg-type]
     assert decision.action == action
     assert decision.reason
@@ -130,6 +128,10 @@ def test_groups_of_an_array_are_poisoned_each_by_its_own_failures() -> None:
         ("attach", [attempt(1, None, intent=1)], "queued"),
         ("attach", [attempt(1, None, intent=2), attempt(2, "preempted", intent=2)], "queued"),
         ("attach", [attempt(1, "done", intent=2), attempt(2, None, group=1, intent=2)], "running"),
+        ("attach", [attempt(1, "stopped", intent=2)], "stopped"),
+        ("attach", [attempt(1, "done", intent=2), attempt(2, "stopped", group=1, intent=2)], "stopped"),
+        ("attach", [attempt(1, "stopped", intent=2), attempt(2, "preempted", group=1, intent=2)], "queued"),
+        ("attach", [attempt(1, "stopped", intent=1)], "queued"),
         ("launch", [], "stopped"),
         ("launch", ends("stopped"), "stopped"),
         ("launch", ends(ERROR, "preempted"), "stopped"),

@@ -91,7 +91,7 @@ def test_a_home_that_cannot_be_written_is_refused_with_the_remedy(tmp_path: Path
 
 
 def test_a_full_disk_is_refused_with_the_remedy_and_a_good_home_left_as_it_was(registry: Registry) -> None:
-    with pytest.raises(ValueError, match="disk full: .* MiB needed; free space"):
+    with pytest.raises(ValueError, match=r"disk full: .* MiB needed; free space"):
         registry.check_writable(free_bytes=1 << 60)
     registry.check_writable()
     assert list(registry.home.iterdir()) == []

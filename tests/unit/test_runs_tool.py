@@ -1,0 +1,300 @@
+"""`tools/runs.py`: shows every run in the state that a launcher would act on, tells why, prints its log, stops it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from registry_fixtures import make_run, make_spec
+
+from experiments.registry import HOME_VARIABLE, Registry, Run
+from launch.arguments import load_recipe
+from slurm import logs, run_state
+from slurm.local import process_record
+from tools import runs
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GONE = {"executor": "local", "host": socket.gethostname(), "pid": 2**22 + 1, "start_ticks": 1}
+ELSEWHERE = GONE | {"host": "another-host"}
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    return Registry(tmp_path)
+
+
+def launched(registry: Registry, name: str, job: dict[str, Any] | None, *ends: str | None, claims: Any = None) -> Run:
+    """Return a run that was launched once: as `job`, with attempts that ended so (None: without a word)."""
+    run = registry.create(make_spec(id=name))
+    request = {"launcher": GONE, "groups": [[]], "placement": {}}
+    assert run.claim_intent(len(run.intents()) + 1, request)
+    if job is not None:
+        run.resolve_intent(len(run.intents()), job)
+    for kind in ends:
+        attempt = run.claim_attempt({"intent": len(run.intents()), "group": 0, "supervised": True} | (claims or {}))
+        if kind is not None:
+            attempt.end(kind, message=f"a reason for {kind}")  # type: ignore[arg-type]
+    return run
+
+
+def alive() -> dict[str, Any]:
+    return process_record(os.getpid())
+
+
+@pytest.fixture
+def every_state(registry: Registry) -> dict[str, Run]:
+    """One run of each state."""
+    found = {
+        "running": launched(registry, "aaaa000001", alive(), "error", None),
+        "queued": launched(registry, "aaaa000002", alive(), "preempted"),
+        "stopped": launched(registry, "aaaa000003", GONE, "stopped"),
+        "failed": launched(registry, "aaaa000004", GONE, None),
+        "poisoned": launched(registry, "aaaa000005", GONE, "error", "hang", "error"),
+        "unknown": launched(registry, "aaaa000006", ELSEWHERE, None),
+        "done": launched(registry, "aaaa000007", GONE, "done"),
+    }
+    found["done"].mark_done({"digest": "d" * 64})
+    attempt = found["running"].claim_attempt({"intent": 1, "group": 0, "supervised": True})
+    attempt.beat({"step": 30, "steps": 120})
+    attempt.append("metrics", {"step": 30, "loss": 0.25, "samples_per_second": 8.0, "split": "train"})
+    attempt.commit(20, attempt.stage_commit())
+    return found
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert runs.main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_every_state_is_derived_and_listed(every_state: dict[str, Run], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = output(capsys, "list").splitlines()
+    assert len(lines) == 1 + len(every_state)
+    for state, run in every_state.items():
+        assert run_state.standing(run).state == state
+        (line,) = [line for line in lines if run.folder.name in line]
+        assert line.split()[:3] == ["clip", run.folder.name, state]
+    (line,) = [line for line in lines if "running" in line]
+    assert re.search(r"25% step 30/120 +3 +at work", line)
+    (line,) = [line for line in lines if "poisoned" in line]
+    assert "error: a reason for error" in line
+    (line,) = [line for line in lines if "failed" in line]
+    assert "without a word" in line
+
+
+def test_a_run_whose_job_ends_between_two_looks_is_not_taken_for_unfinished(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launched(registry, "aaaa000001", GONE, None)
+
+    def ends_now(_: object) -> str:
+        run.mark_done({"digest": "d"})
+        return "gone"
+
+    monkeypatch.setattr("slurm.job_state.of_intent", ends_now)
+    assert run_state.decision(run, run.intents(), retry=False).action == "finished"
+
+
+def test_a_list_can_be_of_one_stage(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(registry, load_recipe("tiny"), "preprocess")
+    launched(registry, "aaaa000001", None)
+    assert "preprocess" not in output(capsys, "list", "--stage", "clip")
+    assert "tiny-aaaa000001" in output(capsys, "list", "--stage", "clip")
+    assert "no runs" in output(capsys, "list", "--stage", "prior")
+
+
+def test_show_holds_spec_parents_attempts_commits_metrics_and_completion(
+    every_state: dict[str, Run], registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = output(capsys, "show", every_state["running"].spec.id)
+    for text in (
+        "clip/tiny-aaaa000001",
+        "running (running or queued already)",
+        "clip.dim = 8",
+        "error: a reason for error",
+        "without a word",
+        "at work",
+        "step 20, attempt 3",
+        "loss 0.25",
+    ):
+        assert text in shown, text
+    assert f"digest = {'d' * 64}" in output(capsys, "show", every_state["done"].spec.id)
+    tiny = load_recipe("tiny")
+    store = make_run(registry, tiny, "preprocess")
+    child = make_run(registry, tiny, "clip", [store])
+    assert f"preprocess {store.spec.id}" in output(capsys, "show", child.spec.id)
+
+
+@pytest.mark.parametrize(
+    ("state", "sentences"),
+    [
+        ("running", ["Attempt 3 ", "at work", "The newest commit is step 20", "Now it is running."]),
+        ("queued", ["ended after", "preempted", "Now it is queued."]),
+        ("stopped", ["Attempt 1 ", "stopped: a reason", "the same launch command goes on"]),
+        ("failed", ["without a word", "mend the cause"]),
+        ("poisoned", ["hang: a reason", "Now it is poisoned.", "3 attempts in a row", "--retry"]),
+        ("unknown", ["process 4194305 on another-host", "Now it is unknown.", "run the command on the host"]),
+        ("done", ["done: a reason", "Nothing is left to do."]),
+    ],
+)
+def test_why_tells_the_story(
+    every_state: dict[str, Run], state: str, sentences: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = output(capsys, "why", every_state[state].spec.id)
+    assert "Created " in told and "Launch 1, " in told
+    for sentence in sentences:
+        assert sentence in told, sentence
+
+
+def test_a_job_that_was_asked_to_stop_and_did_is_told_to_be_leaving(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = launched(registry, "aaaa000001", alive(), None)
+    run.request_stop()
+    assert "has not done so yet" in output(capsys, "why", "aaaa")
+    other = launched(registry, "bbbb000001", alive(), "stopped")
+    other.request_stop()
+    told = output(capsys, "why", "bbbb")
+    assert "Now it is stopped. Its job is on its way out" in told and "has not done so yet" not in told
+
+
+def test_a_launch_is_judged_by_its_own_job_and_not_by_an_earlier_one(registry: Registry) -> None:
+    run = launched(registry, "aaaa000001", GONE, "stopped")
+    assert run_state.standing(run).state == "stopped"
+    launched(registry, "aaaa000001", alive(), None)
+    assert run_state.standing(run).state == "running"
+    launched(registry, "aaaa000001", ELSEWHERE)
+    assert run_state.standing(run).state == "unknown"
+
+
+def test_why_sums_up_many_attempts(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    run = launched(registry, "aaaa000001", GONE, *["preempted"] * 20, "timeout")
+    told = output(capsys, "why", run.spec.id)
+    assert "13 earlier attempts: 13 preempted." in told
+    assert "Attempt 13 " not in told and "Attempt 14 " in told and "Attempt 21 " in told
+
+
+def write_log(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_logs_prints_the_newest_attempts_log_of_a_rank(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    run = launched(registry, "aaaa000001", GONE, "error", "error")
+    for attempt in (1, 2):
+        for rank in (0, 1):
+            write_log(logs.supervised(run.folder, attempt, rank), f"attempt {attempt} rank {rank}\n")
+    assert output(capsys, "logs", "aaaa") == "attempt 2 rank 0\n"
+    assert output(capsys, "logs", "aaaa", "--rank", "1") == "attempt 2 rank 1\n"
+    assert output(capsys, "logs", "clip/tiny-aaaa000001", "--rank", "1", "--attempt", "1") == "attempt 1 rank 1\n"
+
+
+@pytest.mark.parametrize(("groups", "name"), [([[]], "4711_1_log.out"), ([[0], [1]], "4700_1_1_log.out")])
+def test_logs_of_slurm_jobs_and_arrays_are_where_submitit_puts_them(
+    groups: list[list[int]], name: str, registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = registry.create(make_spec(id="aaaa000001"))
+    run.claim_intent(1, {"launcher": GONE, "groups": groups})
+    run.resolve_intent(1, {"executor": "slurm", "id": "4711" if len(groups) == 1 else "4700"})
+    run.claim_attempt({"intent": 1, "group": len(groups) - 1, "slurm": {"SLURM_JOB_ID": "4711"}})
+    write_log(run.folder / "logs" / name, "text\n")
+    assert output(capsys, "logs", "aaaa", "--rank", "1") == "text\n"
+
+
+def test_logs_shows_the_jobs_own_log_where_no_attempt_was_started(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = launched(registry, "aaaa000001", GONE)
+    write_log(run.folder / "logs" / "77_0_log.out", "ImportError\n")
+    assert output(capsys, "logs", "aaaa") == "ImportError\n"
+
+
+def test_follow_prints_what_comes_until_the_attempt_ends(
+    registry: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "FOLLOW_POLL_S", 0.02)
+    monkeypatch.setattr(runs, "FOLLOW_ASK_S", 0.1)
+    run = launched(registry, "aaaa000001", alive())
+    attempt = run.claim_attempt({"intent": 1, "group": 0, "supervised": True})
+    path = write_log(logs.supervised(run.folder, 1, 0), "first\n")
+
+    def write_and_end() -> None:
+        time.sleep(0.3)
+        with path.open("a") as log:
+            log.write("last\n")
+        attempt.end("done")
+
+    writer = threading.Thread(target=write_and_end)
+    writer.start()
+    assert output(capsys, "logs", "aaaa", "--follow") == "first\nlast\n"
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "asked"),
+    [
+        ("running", "asked to save and stop", True),
+        ("queued", "asked to stop as soon as it starts", True),
+        ("unknown", "if it is at work at all", True),
+        ("poisoned", "nothing works on it", True),
+        ("done", "is done already", False),
+    ],
+)
+def test_stop_asks_every_run_that_is_not_done(
+    every_state: dict[str, Run], state: str, said: str, asked: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = every_state[state]
+    assert said in output(capsys, "stop", run.spec.id)
+    assert run.stop_requested() == asked
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["show", "zzzz"], ["why", "aaaa"], ["stop", "prior/aaaa000001"], ["logs", "aaaa000001", "--attempt", "9"]],
+)
+def test_what_is_not_there_is_one_line_and_exit_code_2(
+    arguments: list[str], every_state: dict[str, Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runs.main(arguments) == 2
+    answer = capsys.readouterr()
+    assert answer.out == ""
+    assert answer.err.startswith("error: ") and answer.err.count("\n") == 1
+
+
+def test_logs_that_are_not_there_name_those_that_are(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    run = launched(registry, "aaaa000001", GONE, "error")
+    write_log(logs.supervised(run.folder, 1, 0), "text\n")
+    assert runs.main(["logs", "aaaa", "--rank", "5"]) == 2
+    assert "no log of rank 5 of attempt 1" in (error := capsys.readouterr().err)
+    assert "attempt-0001.rank0.log" in error
+
+
+def as_script(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "tools/runs.py"), *arguments]
+    environment = os.environ | {HOME_VARIABLE: str(home)}
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, check=False)
+
+
+def test_the_script_runs_from_anywhere_and_starts_within_a_second(every_state: dict[str, Run], tmp_path: Path) -> None:
+    def seconds(run: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    answer = as_script(tmp_path, "list")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.count("tiny-aaaa") == len(every_state)
+    # The best of up to five: the machine may be busy with something else.
+    assert any(seconds(lambda: as_script(tmp_path, "list")) < 1.0 for _ in range(5))
+    assert as_script(tmp_path, "show", "zzzz").returncode == 2
+    assert as_script(tmp_path, "no-such-command").returncode == 2
