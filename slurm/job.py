@@ -38,10 +38,11 @@ def main(run_folder: str, intent: int, group: int = 0) -> None:
         from slurm import array_job
 
         code = array_job.run_tasks(run, intent, request, group)
-    if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # a collective that waits for a dead peer must not hold this process
+    # The outcome is on record. A failed rank must not be held by a collective that waits for a dead peer, and a
+    # finished one must not be failed by gloo, which now and then aborts while the interpreter winds down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _die_with_supervisor() -> None:

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -170,7 +170,7 @@ def loader(
     world: int,
     micro: int,
     workers: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield the rank's micro-batches of steps [first_step, last_step) in order, batch_size / (micro * world) a step.
 
     workers: processes that load ahead; 0 loads in this one. What is yielded does not depend on it.

@@ -79,6 +79,7 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 
 def end() -> None:
-    """Leave the process group: without it gloo may abort at exit and fail a finished job."""
+    """Leave the process group together."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()

@@ -8,10 +8,11 @@ the same noise.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -94,27 +95,32 @@ class Trainer:
         )
         if self.rank == 0:
             self.control.append("events", {"event": "start", "step": first_step, "world_size": self.world_size})
-        committed = first_step
-        window = _Window()
-        for step in range(first_step, steps):
-            batches = [self._to_device(next(micro_batches)) for _ in range(self.accumulation)]
-            flag = self._step(step, batches, window)
-            done_steps = step + 1
-            if self.rank == 0:
-                self.control.beat({"step": done_steps, "steps": steps})
-            if done_steps % self.runtime.log_every == 0 or done_steps == steps:
-                self._log(done_steps, window)
-                window = _Window()
-            if done_steps % self.runtime.validate_every == 0 or done_steps == steps:
-                self._validate(done_steps)
-            if flag or done_steps % self.runtime.checkpoint_every == 0 or done_steps == steps:
-                self._save(done_steps)
-                committed = done_steps
-            if flag and done_steps < steps:
-                return "preempted" if flag == PREEMPT else "stopped"
-        assert committed == steps
+        with contextlib.closing(micro_batches):
+            flag = self._train(first_step, steps, micro_batches)
+        if flag:
+            return "preempted" if flag == PREEMPT else "stopped"
         self._export()
         return "done"
+
+    def _train(self, first_step: int, last_step: int, micro_batches: Iterator[Batch]) -> int:
+        """Do steps [first_step, last_step); return the flag that ended them early, or 0. The last step is saved."""
+        window = _Window()
+        for step in range(first_step, last_step):
+            batches = [self._to_device(next(micro_batches)) for _ in range(self.accumulation)]
+            flag = self._step(step, batches, window)
+            done, last = step + 1, step + 1 == last_step
+            if self.rank == 0:
+                self.control.beat({"step": done, "steps": last_step})
+            if last or done % self.runtime.log_every == 0:
+                self._log(done, window)
+                window = _Window()
+            if last or done % self.runtime.validate_every == 0:
+                self._validate(done)
+            if last or flag or done % self.runtime.checkpoint_every == 0:
+                self._save(done)
+            if flag and not last:
+                return flag
+        return 0
 
     def _resume(self) -> int:
         """Load the newest checkpoint whose files are sound; return the number of steps done."""

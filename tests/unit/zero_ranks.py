@@ -110,8 +110,9 @@ if __name__ == "__main__":
         MASTER_PORT=port,
     )
     result = main(sys.argv[4], Path(sys.argv[5]), sys.argv[6])
-    if rank == "0":
-        print(json.dumps(result), flush=True)
     from dalle2_video.training import distributed
 
     distributed.end()
+    if rank == "0":
+        print(json.dumps(result), flush=True)
+    os._exit(0)  # as slurm/job.py does, for the same reason
