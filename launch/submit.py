@@ -226,8 +226,11 @@ def _wait(run: Run, *, stop_on_interrupt: bool) -> int:
         return INTERRUPTED
     if run.done() is not None:
         return _report_done(run)
-    ends = [attempt.end for attempt in run.attempts()]
-    last = ends[-1] if ends and ends[-1] else {"kind": "error", "message": "it ended without a word"}
+    newest = run.intents()[-1].number
+    ends = [attempt.end for attempt in run.attempts() if attempt.claim["intent"] == newest and attempt.end]
+    silent = {"kind": "error", "message": "it ended without a word"}
+    # Of an array's groups the one that tells what to mend.
+    last = next((end for end in ends if end.get("exit_code") == USER_ERROR), ends[-1] if ends else silent)
     if last["kind"] == "stopped":
         console.print("stopped; the same command goes on from there")
         return 0

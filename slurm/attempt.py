@@ -25,6 +25,8 @@ USER_ERROR = 2
 REQUEUE_TRIES = 5
 WAIT_TO_BE_KILLED_S = 3600
 PEER_FAILURE_DELAY_S = 2.0
+END_TRIES = 5
+TRACEBACK_TAIL = 4000
 
 
 def claim(run: Run, intent: int, request: dict[str, Any], group: int) -> int:
@@ -55,12 +57,20 @@ def record_failure(attempt: Attempt | None, error: BaseException) -> int:
     if "Connection closed by peer" in trace or "Connection reset" in trace:
         time.sleep(PEER_FAILURE_DELAY_S)  # a peer died first; its own reason shall stand in the record
     if attempt is not None and not isinstance(error, Superseded):
+        rank = int(os.environ.get("RANK", "0"))
+        _try_end(attempt, message=message, traceback=trace[-TRACEBACK_TAIL:], rank=rank, exit_code=code)
+    return code
+
+
+def _try_end(attempt: Attempt, **details: Any) -> None:
+    """Record the end; on a full disk try for a while, since what others had staged is being removed."""
+    for _ in range(END_TRIES):
         try:
-            rank = int(os.environ.get("RANK", "0"))
-            attempt.end("error", message=message, traceback=trace, rank=rank, exit_code=code)
+            attempt.end("error", **details)
+            return
         except OSError as failure:
             log.error("the end of the attempt could not be recorded: %s", failure)
-    return code
+            time.sleep(1)
 
 
 def parents_of(run: Run) -> dict[str, Run]:

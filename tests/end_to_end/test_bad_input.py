@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_missing_data_folder(empty: Chain, tmp_path: Path) -> None:
 
 
 def test_empty_data_set(empty: Chain, tmp_path: Path) -> None:
+    shutil.copytree(empty.data / "texts", tmp_path / "none/texts")
     (tmp_path / "none/videos/celebvtext_6").mkdir(parents=True)
     message = refused(empty, "preprocess", "--data-root", str(tmp_path / "none"))
     assert "celebvtext_6" in message
@@ -109,7 +111,7 @@ def test_full_disk_is_refused_before_the_start_and_leaves_nothing_in_the_way(sma
 
 
 def test_disk_that_fills_up_during_a_task_is_recorded_and_the_same_command_goes_on(small_disk: Chain) -> None:
-    wide = ["--data.frame-sizes", "16", "256"]
+    wide = ["--data.frame-sizes", "16", "256", "--data.compression", "none"]
     message = refused(small_disk, "preprocess", *wide)
     assert "disk full" in message
     subprocess.run(["mount", "-o", "remount,size=2g", str(small_disk.home)], check=True)
