@@ -80,10 +80,11 @@ class _Unit:
         if all(code == 0 for code in codes):
             self._ended()
         elif any(code not in (None, 0) for code in codes):
+            rank, code = next((rank, code) for rank, code in enumerate(codes) if code not in (None, 0))
+            if code < 0:
+                self._record(rank, f"was killed by signal {-code}")  # before its peers complain of a lost connection
             self._end_all()
-            worst = next((rank, code) for rank, code in enumerate(codes) if code not in (None, 0))
-            how = f"was killed by signal {-worst[1]}" if worst[1] < 0 else f"ended with exit code {worst[1]}"
-            self.attempt.end("error", message=f"rank {worst[0]} {how}; see {self._log(worst[0])}")
+            self._record(rank, f"ended with exit code {code}")
             self._ended()
         return not self.over
 
@@ -118,6 +119,11 @@ class _Unit:
                 self.processes.append(
                     subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
                 )
+
+    def _record(self, rank: int, how: str) -> None:
+        """Record the death of a rank, unless somebody recorded the end before."""
+        assert self.attempt is not None
+        self.attempt.end("error", message=f"rank {rank} {how}; see {self._log(rank)}")
 
     def _end_all(self) -> None:
         """Give the other ranks time to see the death and say so in their logs, then kill them."""
