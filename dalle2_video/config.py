@@ -1,39 +1,22 @@
 """Recipe: everything that decides what is learnt, as frozen dataclasses that validate themselves.
 
 A Recipe is science only: data, models, losses, schedules, seeds, global batch sizes. Where and how it runs is
-`RuntimeConfig` and, on the cluster side, the placement; neither can enter a run's identity. Nothing here imports torch,
-so that the launchers start quickly. Every field's docstring is its `--help` text.
+`runtime.RuntimeConfig` and, on the cluster side, the placement; neither can enter a run's identity. Nothing here
+imports torch, so that the launchers start quickly. Every field's docstring is its `--help` text.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import cattrs
 from cattrs.v import format_exception
 
+from dalle2_video.checks import require, require_fraction, require_positive
+
 Objective = Literal["v", "x0", "eps"]
 Precision = Literal["fp32", "bf16"]
-
-
-def _require(condition: bool, name: str, value: object, remedy: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={value!r} {remedy}")
-
-
-def _require_positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        positive = value > 0 and math.isfinite(value)
-        _require(positive, f"{type(config).__name__}.{name}", value, "must be greater than 0 and finite")
-
-
-def _require_fraction(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(0.0 <= value < 1.0, f"{type(config).__name__}.{name}", value, "must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +69,18 @@ class DataConfig:
     """Share of identities (first 11 characters of the clip id) held out for validation; [0, 1)."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "fps", "min_frames", "max_frames", "chunk_frames", "clips_per_shard")
-        _require_fraction(self, "val_fraction")
+        require_positive(self, "fps", "min_frames", "max_frames", "chunk_frames", "clips_per_shard")
+        require_fraction(self, "val_fraction")
         sizes = self.frame_sizes
-        _require(
+        require(
             len(sizes) > 0 and list(sizes) == sorted(set(sizes)) and min(sizes) >= 8,
             "DataConfig.frame_sizes",
             sizes,
             "must be ascending, without repeats, each at least 8, for example: --data.frame-sizes 64 256",
         )
-        _require(self.max_frames >= self.min_frames, "DataConfig.max_frames", self.max_frames, "must be >= min_frames")
-        _require(self.vocab_size >= 300, "DataConfig.vocab_size", self.vocab_size, "must be at least 300")
-        _require(self.text_context >= 4, "DataConfig.text_context", self.text_context, "must be at least 4")
+        require(self.max_frames >= self.min_frames, "DataConfig.max_frames", self.max_frames, "must be >= min_frames")
+        require(self.vocab_size >= 300, "DataConfig.vocab_size", self.vocab_size, "must be at least 300")
+        require(self.text_context >= 4, "DataConfig.text_context", self.text_context, "must be at least 4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +109,11 @@ class OptimConfig:
     """Compute precision; masters, moments and EMA are fp32 always."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "steps", "batch_size", "lr", "max_grad_norm")
-        _require_fraction(self, "ema_decay")
-        _require(self.weight_decay >= 0, "OptimConfig.weight_decay", self.weight_decay, "must be 0 or more")
-        _require(self.warmup_steps >= 0, "OptimConfig.warmup_steps", self.warmup_steps, "must be 0 or more")
-        _require(all(0 <= beta < 1 for beta in self.betas), "OptimConfig.betas", self.betas, "must each lie in [0, 1)")
+        require_positive(self, "steps", "batch_size", "lr", "max_grad_norm")
+        require_fraction(self, "ema_decay")
+        require(self.weight_decay >= 0, "OptimConfig.weight_decay", self.weight_decay, "must be 0 or more")
+        require(self.warmup_steps >= 0, "OptimConfig.warmup_steps", self.warmup_steps, "must be 0 or more")
+        require(all(0 <= beta < 1 for beta in self.betas), "OptimConfig.betas", self.betas, "must each lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +128,7 @@ class WindowConfig:
     """Distance of the window's frames in stored frames; 1 or more."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "size", "num_frames", "stride")
+        require_positive(self, "size", "num_frames", "stride")
 
     @property
     def span(self) -> int:
@@ -167,9 +150,9 @@ class TransformerConfig:
     """Dropout of attention and feed-forward outputs; [0, 1)."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "dim", "depth", "heads")
-        _require_fraction(self, "dropout")
-        _require(
+        require_positive(self, "dim", "depth", "heads")
+        require_fraction(self, "dropout")
+        require(
             self.dim % self.heads == 0,
             "TransformerConfig.dim",
             self.dim,
@@ -197,14 +180,14 @@ class ClipConfig:
     """Training schedule."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "patch_size", "embed_dim")
-        _require(
+        require_positive(self, "patch_size", "embed_dim")
+        require(
             self.window.size % self.patch_size == 0,
             "ClipConfig.patch_size",
             self.patch_size,
             f"must divide window.size={self.window.size}",
         )
-        _require(
+        require(
             self.spatial.dim == self.temporal.dim,
             "ClipConfig.temporal.dim",
             self.temporal.dim,
@@ -220,7 +203,7 @@ class EmbedConfig:
     """Stored frames between the starts of successive windows; greater than 0."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "hop")
+        require_positive(self, "hop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +224,9 @@ class DiffusionConfig:
     """Default classifier-free guidance: 1 is none; 0 or more."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "sampling_steps")
-        _require_fraction(self, "condition_dropout")
-        _require(self.guidance_scale >= 0, "DiffusionConfig.guidance_scale", self.guidance_scale, "must be 0 or more")
+        require_positive(self, "sampling_steps")
+        require_fraction(self, "condition_dropout")
+        require(self.guidance_scale >= 0, "DiffusionConfig.guidance_scale", self.guidance_scale, "must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +243,7 @@ class PriorConfig:
     """Training schedule."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "candidates")
+        require_positive(self, "candidates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,10 +270,10 @@ class UnetConfig:
     """Dropout in residual blocks; [0, 1)."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "dim", "blocks", "head_dim")
-        _require_fraction(self, "dropout")
-        _require(self.dim % 8 == 0, "UnetConfig.dim", self.dim, "must be a multiple of 8 (group norm)")
-        _require(
+        require_positive(self, "dim", "blocks", "head_dim")
+        require_fraction(self, "dropout")
+        require(self.dim % 8 == 0, "UnetConfig.dim", self.dim, "must be a multiple of 8 (group norm)")
+        require(
             len(self.dim_mults) > 0 and min(self.dim_mults) > 0,
             "UnetConfig.dim_mults",
             self.dim_mults,
@@ -298,7 +281,7 @@ class UnetConfig:
         )
         for name in ("spatial_attention", "cross_attention", "temporal_attention", "temporal_convolution"):
             flags = getattr(self, name)
-            _require(
+            require(
                 len(flags) == len(self.dim_mults),
                 f"UnetConfig.{name}",
                 flags,
@@ -308,9 +291,7 @@ class UnetConfig:
     def check_size(self, size: int) -> None:
         """Raise ValueError if `size` pixels cannot be halved once a level but the last."""
         factor = 2 ** (len(self.dim_mults) - 1)
-        _require(
-            size % factor == 0, "window.size", size, f"must be a multiple of {factor} (dim_mults={self.dim_mults})"
-        )
+        require(size % factor == 0, "window.size", size, f"must be a multiple of {factor} (dim_mults={self.dim_mults})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,13 +312,11 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemporalSrConfig:
-    """Temporal super-resolution: fills the frames between those of a low-rate video."""
+class SuperResolutionConfig:
+    """What both super-resolution stages share."""
 
     window: WindowConfig
     """Frames that the stage makes."""
-    factor: int = 2
-    """Frames made for each frame given; divides window.num_frames; 2 or more."""
     max_augmentation: float = 0.5
     """Conditioning frames are noised to a random time in [0, this] in training (Ho et al. 2021); [0, 1)."""
     sampling_augmentation: float = 0.1
@@ -351,66 +330,58 @@ class TemporalSrConfig:
 
     def __post_init__(self) -> None:
         self.unet.check_size(self.window.size)
-        _require_fraction(self, "max_augmentation", "sampling_augmentation")
-        _require(self.factor >= 2, "TemporalSrConfig.factor", self.factor, "must be 2 or more")
-        _require(
-            self.window.num_frames % self.factor == 0,
-            "TemporalSrConfig.factor",
-            self.factor,
-            f"must divide window.num_frames={self.window.num_frames}",
-        )
-        _require(
+        require_fraction(self, "max_augmentation", "sampling_augmentation")
+        require(
             self.sampling_augmentation <= self.max_augmentation,
-            "TemporalSrConfig.sampling_augmentation",
+            f"{type(self).__name__}.sampling_augmentation",
             self.sampling_augmentation,
             f"must be at most max_augmentation={self.max_augmentation}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpatialSrConfig:
+class TemporalSrConfig(SuperResolutionConfig):
+    """Temporal super-resolution: fills the frames between those of a low-rate video."""
+
+    factor: int = 2
+    """Frames made for each frame given; divides window.num_frames; 2 or more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.factor >= 2, "TemporalSrConfig.factor", self.factor, "must be 2 or more")
+        require(
+            self.window.num_frames % self.factor == 0,
+            "TemporalSrConfig.factor",
+            self.factor,
+            f"must divide window.num_frames={self.window.num_frames}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialSrConfig(SuperResolutionConfig):
     """Spatial super-resolution: the same frames at a larger size; trained on crops, run on whole frames."""
 
-    window: WindowConfig
-    """Frames that the stage makes."""
     low_size: int
     """Side in pixels of the video given; one of data.frame_sizes, divides window.size."""
     crop_size: int
     """Side in pixels of the random crop trained on; a multiple of window.size / low_size, at most window.size."""
-    max_augmentation: float = 0.5
-    """Conditioning frames are noised to a random time in [0, this] in training (Ho et al. 2021); [0, 1)."""
-    sampling_augmentation: float = 0.1
-    """Conditioning frames are noised to this time in sampling; at most max_augmentation."""
-    unet: UnetConfig
-    """Network."""
-    diffusion: DiffusionConfig
-    """Diffusion."""
-    optim: OptimConfig
-    """Training schedule."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "low_size", "crop_size")
-        self.unet.check_size(self.window.size)
+        super().__post_init__()
+        require_positive(self, "low_size", "crop_size")
         self.unet.check_size(self.crop_size)
-        _require_fraction(self, "max_augmentation", "sampling_augmentation")
-        _require(
+        require(
             self.window.size % self.low_size == 0 and self.low_size < self.window.size,
             "SpatialSrConfig.low_size",
             self.low_size,
             f"must divide window.size={self.window.size} and be smaller",
         )
         factor = self.window.size // self.low_size
-        _require(
+        require(
             self.crop_size % factor == 0 and self.crop_size <= self.window.size,
             "SpatialSrConfig.crop_size",
             self.crop_size,
             f"must be a multiple of {factor} and at most window.size={self.window.size}",
-        )
-        _require(
-            self.sampling_augmentation <= self.max_augmentation,
-            "SpatialSrConfig.sampling_augmentation",
-            self.sampling_augmentation,
-            f"must be at most max_augmentation={self.max_augmentation}",
         )
 
 
@@ -430,12 +401,12 @@ class SampleConfig:
     """Guidance of the prior, 0 or more; None takes the recipe's."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "samples_per_prompt", "videos_at_once")
+        require_positive(self, "samples_per_prompt", "videos_at_once")
         for name in ("decoder_guidance", "prior_guidance"):
             value = getattr(self, name)
-            _require(value is None or value >= 0, f"SampleConfig.{name}", value, "must be 0 or more, or None")
+            require(value is None or value >= 0, f"SampleConfig.{name}", value, "must be 0 or more, or None")
         for prompt in self.prompts:
-            _require(bool(prompt.strip()), "sample.prompts", prompt, "must not be empty")
+            require(bool(prompt.strip()), "sample.prompts", prompt, "must not be empty")
 
     @property
     def num_tasks(self) -> int:
@@ -469,20 +440,20 @@ class Recipe:
     """Generation."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "Recipe.seed", self.seed, "must be 0 or more")
+        require(self.seed >= 0, "Recipe.seed", self.seed, "must be 0 or more")
         for stage in ("clip", "decoder", "temporal_sr", "spatial_sr"):
             config = getattr(self, stage)
             if config is None:
                 continue
             window: WindowConfig = config.window
-            _require(
+            require(
                 window.size in self.data.frame_sizes,
                 f"{stage}.window.size",
                 window.size,
                 f"is not one of data.frame_sizes={self.data.frame_sizes}; store it too: --data.frame-sizes "
                 + " ".join(map(str, sorted({*self.data.frame_sizes, window.size}))),
             )
-            _require(
+            require(
                 window.span <= self.data.min_frames,
                 f"{stage}.window.num_frames",
                 window.num_frames,
@@ -495,7 +466,7 @@ class Recipe:
         low, high = self.decoder.window, self.temporal_sr.window
         expected = (low.size, low.num_frames * self.temporal_sr.factor, low.stride)
         found = (high.size, high.num_frames, high.stride * self.temporal_sr.factor)
-        _require(
+        require(
             expected == found,
             "temporal_sr.window",
             high,
@@ -504,60 +475,12 @@ class Recipe:
         )
         if self.spatial_sr is not None:
             given = (self.spatial_sr.low_size, self.spatial_sr.window.num_frames, self.spatial_sr.window.stride)
-            _require(
+            require(
                 given == (high.size, high.num_frames, high.stride),
                 "spatial_sr",
                 given,
                 f"(low_size, num_frames, stride) must be those of temporal_sr.window={high}",
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeConfig:
-    """How a training runs on the machine it is given. Never part of the identity."""
-
-    micro_batch: int | None = None
-    """Samples a rank computes at once; None: the whole share of the rank, without gradient accumulation."""
-    workers: int = 0
-    """Loader processes a rank; 0 loads in the training process."""
-    checkpoint_every: int = 500
-    """Steps between periodic checkpoints; greater than 0."""
-    log_every: int = 10
-    """Steps between metric records; greater than 0."""
-    validate_every: int = 500
-    """Steps between validation losses; greater than 0."""
-    activation_checkpointing: bool = False
-    """Recompute blocks in the backward pass: less memory, about a third more time."""
-    torch_threads: int = 0
-    """CPU threads a rank; 0 shares the machine's cores among its ranks."""
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "checkpoint_every", "log_every", "validate_every")
-        _require(self.workers >= 0, "workers", self.workers, "must be 0 or more")
-        _require(self.torch_threads >= 0, "torch_threads", self.torch_threads, "must be 0 or more")
-        if self.micro_batch is not None:
-            _require_positive(self, "micro_batch")
-
-    def accumulation(self, batch_size: int, world_size: int) -> tuple[int, int]:
-        """Return (micro-batch, accumulation steps) with micro * accumulation * world_size == batch_size.
-
-        Raises ValueError that lists the choices that divide.
-        """
-        share, rest = divmod(batch_size, world_size)
-        if rest or share == 0:
-            worlds = [w for w in range(1, batch_size + 1) if batch_size % w == 0]
-            raise ValueError(
-                f"batch_size={batch_size} cannot be shared by {world_size} ranks; ranks that divide it: "
-                f"{', '.join(map(str, worlds))} (nodes x ranks per node)"
-            )
-        micro = share if self.micro_batch is None else self.micro_batch
-        if share % micro:
-            choices = [m for m in range(1, share + 1) if share % m == 0]
-            raise ValueError(
-                f"micro_batch={micro} does not divide the {share} samples of each of {world_size} ranks "
-                f"(batch_size={batch_size}); choose --micro-batch from {', '.join(map(str, choices))}"
-            )
-        return micro, share // micro
 
 
 def to_dict(config: object) -> dict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dalle2_video.config import SpatialSrConfig, TemporalSrConfig
+from dalle2_video.config import SuperResolutionConfig
 from dalle2_video.data.keyed_random import Draws
 from dalle2_video.diffusion.schedule import add_noise, log_snr
 from dalle2_video.models.factory import build, export_files
@@ -27,7 +27,7 @@ class SuperResolution:
 
     def __init__(self, inputs: StageInputs) -> None:
         self.inputs, self.config = inputs, inputs.config
-        assert isinstance(self.config, (TemporalSrConfig, SpatialSrConfig))
+        assert isinstance(self.config, SuperResolutionConfig)
         self.optim = self.config.optim
         self.clip = FrozenClip(inputs.exports["clip"])
 

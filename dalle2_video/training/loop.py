@@ -19,9 +19,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from dalle2_video.config import RuntimeConfig
 from dalle2_video.data.batches import batch_samples, collate, loader
 from dalle2_video.data.keyed_random import Draws, key
+from dalle2_video.runtime import RuntimeConfig
 from dalle2_video.stages.stage import Batch, Metrics, Stage
 from dalle2_video.training import checkpoint, distributed, ema
 from dalle2_video.training.engine import Engine, learning_rate
@@ -77,6 +77,8 @@ class Trainer:
             accumulation=self.accumulation,
             device=device,
         )
+        # Opened now: a split without clips is refused before the first step, not at the first validation.
+        self.train_set, self.val_set = stage.dataset("train"), stage.dataset("val")
         self.flag = StopFlag(control.stop_requested if self.rank == 0 else lambda: False)
 
     def run(self) -> Outcome:
@@ -84,7 +86,7 @@ class Trainer:
         first_step = self._resume()
         steps = self.stage.optim.steps
         micro_batches = loader(
-            self.stage.dataset("train"),
+            self.train_set,
             first_step=first_step,
             last_step=steps,
             batch_size=self.stage.optim.batch_size,
@@ -196,7 +198,6 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, step: int) -> None:
         """Record the mean validation loss of the current weights over a fixed set of samples with fixed noise."""
-        dataset = self.stage.dataset("val")
         self.engine.model.eval()
         totals: dict[str, Tensor] = {}
         for number in range(VALIDATION_BATCHES):
@@ -204,7 +205,7 @@ class Trainer:
                 number, self.stage.optim.batch_size, self.rank, self.world_size, self.micro_batch, self.accumulation
             )
             for micro in samples:
-                batch = self._to_device(collate([dataset[sample] for sample in micro]))
+                batch = self._to_device(collate(self.val_set.__getitems__(micro)))
                 draws = Draws(key(self.seed, "validation"), batch["sample"], self.device)
                 loss, metrics = self.stage.loss(self.engine.model, batch, draws)
                 for name, value in {"loss": loss, **metrics}.items():

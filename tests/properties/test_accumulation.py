@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalle2_video.config import RuntimeConfig
+from dalle2_video.runtime import RuntimeConfig
 
 batches = st.integers(1, 512)
 worlds = st.integers(1, 64)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from registry_fixtures import changed
 
-from dalle2_video.config import Recipe, RuntimeConfig
+from dalle2_video.config import Recipe
+from dalle2_video.runtime import RuntimeConfig
 from experiments.identity import run_id
 from launch.arguments import load_recipe, override_flags, parse, recipe_names
 from launch.parents import needed_parts

@@ -15,7 +15,6 @@ from dalle2_video.config import (
     EmbedConfig,
     OptimConfig,
     Recipe,
-    RuntimeConfig,
     SampleConfig,
     TransformerConfig,
     UnetConfig,
@@ -23,6 +22,7 @@ from dalle2_video.config import (
     from_dict,
     to_dict,
 )
+from dalle2_video.runtime import RuntimeConfig
 from launch.arguments import load_recipe, recipe_names
 
 TINY = load_recipe("tiny")

@@ -1,0 +1,59 @@
+"""How a training runs on the machine it is given: nothing here changes what is learnt, so nothing enters the identity.
+
+The global batch is the recipe's; here it is shared among ranks, micro-batches and accumulation steps, exactly or not at
+all. Imports no torch, like `config`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dalle2_video.checks import require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How a training runs on the machine it is given. Never part of the identity."""
+
+    micro_batch: int | None = None
+    """Samples a rank computes at once; None: the whole share of the rank, without gradient accumulation."""
+    workers: int = 0
+    """Loader processes a rank; 0 loads in the training process."""
+    checkpoint_every: int = 500
+    """Steps between periodic checkpoints; greater than 0."""
+    log_every: int = 10
+    """Steps between metric records; greater than 0."""
+    validate_every: int = 500
+    """Steps between validation losses; greater than 0."""
+    activation_checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, about a third more time."""
+    torch_threads: int = 0
+    """CPU threads a rank; 0 shares the machine's cores among its ranks."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "checkpoint_every", "log_every", "validate_every")
+        require(self.workers >= 0, "workers", self.workers, "must be 0 or more")
+        require(self.torch_threads >= 0, "torch_threads", self.torch_threads, "must be 0 or more")
+        if self.micro_batch is not None:
+            require_positive(self, "micro_batch")
+
+    def accumulation(self, batch_size: int, world_size: int) -> tuple[int, int]:
+        """Return (micro-batch, accumulation steps) with micro * accumulation * world_size == batch_size.
+
+        Raises ValueError that lists the choices that divide.
+        """
+        share, rest = divmod(batch_size, world_size)
+        if rest or share == 0:
+            worlds = [w for w in range(1, batch_size + 1) if batch_size % w == 0]
+            raise ValueError(
+                f"batch_size={batch_size} cannot be shared by {world_size} ranks; ranks that divide it: "
+                f"{', '.join(map(str, worlds))} (nodes x ranks per node)"
+            )
+        micro = share if self.micro_batch is None else self.micro_batch
+        if share % micro:
+            choices = [m for m in range(1, share + 1) if share % m == 0]
+            raise ValueError(
+                f"micro_batch={micro} does not divide the {share} samples of each of {world_size} ranks "
+                f"(batch_size={batch_size}); choose --micro-batch from {', '.join(map(str, choices))}"
+            )
+        return micro, share // micro

@@ -1,0 +1,55 @@
+"""An array killed in the middle: the same command does only what is missing; the store is the same to the byte."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from conftest import REPOSITORY, Chain
+
+from experiments.registry import Run
+
+SMALL_SHARDS = ["--data.clips-per-shard", "1", "--tasks", "2"]
+
+
+def digests(run: Run) -> dict[str, bytes]:
+    """Every visible file of the store."""
+    store = run.folder / "store"
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in store.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(store).parts)
+    }
+
+
+def test_preprocessing_killed_midway_ends_with_the_same_store(sample_data: Path, tmp_path: Path) -> None:
+    undisturbed = Chain(home=tmp_path / "undisturbed", data=sample_data).run("preprocess", *SMALL_SHARDS)
+
+    ours = Chain(home=tmp_path / "killed", data=sample_data)
+    launcher = subprocess.Popen(
+        ours.command("preprocess", *SMALL_SHARDS),
+        cwd=REPOSITORY,
+        env=ours.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    run = None
+    while run is None or len(run.tasks_done()) < 3:
+        assert time.monotonic() < deadline
+        run = run or next(ours.registry.runs("preprocess"), None)
+    job = run.intents()[-1].job
+    assert job is not None
+    launcher.kill()
+    os.kill(job["pid"], signal.SIGKILL)
+    assert run.done() is None, "killed too late to prove anything"
+    before = {path: path.stat().st_mtime_ns for path in (run.folder / "tasks").iterdir()}
+    assert 3 <= len(before) < 24
+
+    finished = ours.run("preprocess", *SMALL_SHARDS)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "a finished task was done again"
+    assert digests(finished) == digests(undisturbed)
+    assert (finished.done() or {})["digest"] == (undisturbed.done() or {})["digest"]
