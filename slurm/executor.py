@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import submitit
+from submitit.core.utils import FailedJobError
 
 from slurm import job, local
 
@@ -97,15 +98,17 @@ def _slurm_executor(folder: Path, name: str, placement: Placement, *, training: 
 def submit(run_folder: Path, name: str, intent: int, groups: int, placement: Placement, *, training: bool) -> dict:
     """Submit what an intent asks for; return the job record.
 
-    groups: array tasks (1 for training).
+    groups: array tasks (1 for training). Raises ValueError with sbatch's words where Slurm refuses the job.
     """
     logs = run_folder / "logs"
     if placement.resolved_cluster() == "slurm":
         executor = _slurm_executor(logs, name, placement, training=training)
-        if groups == 1:
-            return {"executor": "slurm", "id": executor.submit(job.main, str(run_folder), intent, 0).job_id}
-        with executor.batch():
-            jobs = [executor.submit(job.main, str(run_folder), intent, group) for group in range(groups)]
+        try:
+            jobs = executor.map_array(job.main, [str(run_folder)] * groups, [intent] * groups, range(groups))
+        except FailedJobError as error:
+            raise ValueError(
+                f"sbatch refused the job: {str(error).strip()}; mend it, then run the same command"
+            ) from error
         return {"executor": "slurm", "id": jobs[0].job_id.split("_")[0]}
     executor = submitit.AutoExecutor(logs, cluster="local")
     executor.update_parameters(timeout_min=LOCAL_TIME_LIMIT_MIN, name=name, stderr_to_stdout=True)
