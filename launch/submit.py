@@ -209,6 +209,8 @@ def _request(
         "runtime": to_dict_or_value(arguments.runtime),
         "placement": to_dict_or_value(arguments.placement),
         "forgiven": forgiven,
+        # Where the files lie today: the same files in another place are the same run.
+        "data_root": str(Path(arguments.data_root).absolute()) if arguments.data_root else None,
         "launcher": process_record(os.getpid()),
     }
 

@@ -27,7 +27,7 @@ def run_tasks(run: Run, intent: int, request: dict[str, Any], group: int) -> int
     attempt = Attempt(run, claim(run, intent, request, group))
     progress = 0
     try:
-        array = _task_array(run)
+        array = _task_array(run, request, group)
         if not (run.folder / "prepared.json").exists():
             with _Staging(array.root) as staging:
                 _publish(array.prepare(staging), array.root)
@@ -79,14 +79,14 @@ class _Staging:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _task_array(run: Run) -> TaskArray:
+def _task_array(run: Run, request: dict[str, Any], group: int) -> TaskArray:
     """Return the array's work."""
     if run.spec.stage == "preprocess":
         from dalle2_video.data.celebv_text import ClipFile
         from dalle2_video.data.preprocess_array import PreprocessArray
 
         data = config.from_dict(config.DataConfig, run.spec.config["data"])
-        data_root = Path(run.spec.inputs["data_root"])
+        data_root = Path(request["data_root"])
         manifest = files.read_json(run.folder / "manifest.json")
         assert manifest is not None
         clips = [ClipFile(clip_id=clip_id, path=data_root / path, size_bytes=size) for clip_id, path, size in manifest]
@@ -94,7 +94,8 @@ def _task_array(run: Run) -> TaskArray:
 
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpus = torch.cuda.device_count()
+    device = torch.device("cuda", group % gpus) if gpus else torch.device("cpu")
     parents = parents_of(run)
     if run.spec.stage == "embed":
         from dalle2_video.generation.embed import EmbedArray, embeddings_name

@@ -116,7 +116,7 @@ def submit(run_folder: Path, name: str, intent: int, groups: int, placement: Pla
     # The job outlives the terminal: a Ctrl-C or hang-up is for the launcher, which asks the run to stop.
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
-        submitted = executor.submit(local.supervise, str(run_folder), intent)
+        submitted = executor.submit(local.supervise, str(run_folder), intent, os.environ.get("CUDA_VISIBLE_DEVICES"))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

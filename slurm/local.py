@@ -40,8 +40,15 @@ def process_record(pid: int) -> dict[str, Any]:
     return {"executor": "local", "host": socket.gethostname(), "pid": pid, "start_ticks": start_ticks(pid)}
 
 
-def supervise(run_folder: str, intent: int) -> None:
-    """Run an intent to its end on this machine."""
+def supervise(run_folder: str, intent: int, visible_gpus: str | None) -> None:
+    """Run an intent to its end on this machine.
+
+    visible_gpus: CUDA_VISIBLE_DEVICES of the launcher, None where it is not set.
+    """
+    # submitit hides all GPUs that it does not hand out itself.
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if visible_gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
     run = Run(Path(run_folder))
     run.resolve_intent(intent, process_record(os.getpid()))
     request = run.intent(intent).request

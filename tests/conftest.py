@@ -68,6 +68,20 @@ class Chain:
         return max(finished, key=lambda pair: pair[0])[1]
 
 
+def ranks_of(run: Run) -> list[int]:
+    """Process ids of the run's ranks or array groups."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                arguments = (process / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"slurm.job" in arguments and str(run.folder).encode() in arguments:
+                found.append(int(process.name))
+    return found
+
+
 @pytest.fixture(scope="session")
 def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-four captioned clips made by the tool that the demo uses."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -49,7 +50,10 @@ def test_preprocessing_killed_midway_ends_with_the_same_store(sample_data: Path,
     before = {path: path.stat().st_mtime_ns for path in (run.folder / "tasks").iterdir()}
     assert 3 <= len(before) < 24
 
-    finished = ours.run("preprocess", *SMALL_SHARDS)
+    # The data set was moved meanwhile: the same files in another place are the same run.
+    moved = Chain(home=ours.home, data=shutil.copytree(sample_data, tmp_path / "moved"))
+    finished = moved.run("preprocess", *SMALL_SHARDS)
+    assert finished.folder == run.folder
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "a finished task was done again"
     assert digests(finished) == digests(undisturbed)
     assert (finished.done() or {})["digest"] == (undisturbed.done() or {})["digest"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Chain
+from conftest import REPOSITORY, Chain, ranks_of
 
 from experiments import files
 from experiments.registry import Run
@@ -38,12 +38,12 @@ def fresh_home(chain: Chain, tmp_path: Path) -> Chain:
     return Chain(home=tmp_path, data=chain.data)
 
 
-def start(chain: Chain) -> tuple[subprocess.Popen[bytes], Run]:
+def start(chain: Chain, **environment: str) -> tuple[subprocess.Popen[bytes], Run]:
     """Start the training, wait for its first commit."""
     launcher = subprocess.Popen(
         chain.command("prior", *STEPS),
         cwd=REPOSITORY,
-        env=chain.environment(),
+        env=chain.environment() | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -51,20 +51,6 @@ def start(chain: Chain) -> tuple[subprocess.Popen[bytes], Run]:
     run = next(chain.registry.runs("prior"))
     wait_for(run.commits)
     return launcher, run
-
-
-def ranks_of(run: Run) -> list[int]:
-    """Process ids of the run's ranks."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                arguments = (process / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"slurm.job" in arguments and str(run.folder).encode() in arguments:
-                found.append(int(process.name))
-    return found
 
 
 def assert_same_training(run: Run, undisturbed: Run) -> None:
@@ -148,3 +134,13 @@ def test_an_older_attempt_cannot_commit(chain: Chain, tmp_path: Path) -> None:
     assert run.done() is None
     assert all(commit.attempt == 1 for commit in run.commits())
     assert files.names_in(run.folder / "export") == []
+
+
+def test_ranks_see_the_gpus_that_the_launcher_sees(chain: Chain, tmp_path: Path) -> None:
+    ours = fresh_home(chain, tmp_path)
+    launcher, run = start(ours, CUDA_VISIBLE_DEVICES="3,1")
+    environments = [Path(f"/proc/{rank}/environ").read_bytes().split(b"\0") for rank in ranks_of(run)]
+    run.request_stop()
+    launcher.wait(timeout=60)
+    assert len(environments) == 2
+    assert all(b"CUDA_VISIBLE_DEVICES=3,1" in environment for environment in environments)
