@@ -26,6 +26,7 @@ from experiments.identity import Parent
 
 HOME_VARIABLE = "DALLE2_VIDEO_HOME"
 EndKind = Literal["done", "preempted", "timeout", "stopped", "error", "hang"]
+_TAIL_BYTES = 16384
 _COMMIT = re.compile(r"step-(\d+)\.a(\d+)")
 
 
@@ -295,6 +296,20 @@ class Run:
                 for record in read_jsonl(self.folder / name):
                     merged[record["step"], record.get("split", "train")] = record
         return [merged[key] for key in sorted(merged)]
+
+    def latest_training_metrics(self) -> dict[str, Any] | None:
+        """Return the newest training record, found from the end of the newest file: cheap however long the run is."""
+        names = [name for name in files.names_in(self.folder) if name.startswith("metrics.")]
+        if not names:
+            return None
+        with (self.folder / names[-1]).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            # The first line may be cut by the seek, and the last not whole yet.
+            lines = file.read().split(b"\n")[:-1]
+        for line in reversed(lines):
+            if line.startswith(b"{") and (record := json.loads(line))["split"] == "train":
+                return record
+        return None
 
 
 class Attempt:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import files
 from experiments.registry import Run
@@ -25,14 +25,13 @@ def follow(console: Console, run: Run, alive: Callable[[], bool]) -> None:
     """
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
+        BarColumn(bar_width=None),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     asked_s = line_s = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal, expand=True) as progress:
         bar = progress.add_task(run.name, total=1.0, note="starting")
         while True:
             share, note = status(run)
@@ -58,10 +57,8 @@ def status(run: Run) -> tuple[float, str]:
         return 0.0, "starting"
     if "steps" in beats[0]:
         beat = beats[0]
-        latest = [record for record in run.metrics() if record.get("split") == "train"][-1:]
-        note = "".join(
-            f"  loss {record['loss']:.4f}  {record['samples_per_second']:.1f} samples/s" for record in latest
-        )
+        latest = run.latest_training_metrics()
+        note = f" loss {latest['loss']:.3f} {latest['samples_per_second']:.0f}/s" if latest else ""
         return beat["step"] / beat["steps"], f"step {beat['step']}/{beat['steps']}{note}"
     done = len(run.tasks_done())
     total = max(1, sum(beat["of"] for beat in beats) or done)

@@ -207,3 +207,18 @@ def test_a_folder_without_run_json_is_no_run(registry: Registry, run: Run) -> No
     assert [found.name for found in registry.runs()] == [run.name]
     with pytest.raises(ValueError, match=r"notes is not a run folder: it has no run\.json"):
         Run(run.folder.parent / "notes")
+
+
+def test_the_newest_training_metrics_are_found_without_reading_a_long_file(run: Run) -> None:
+    assert run.latest_training_metrics() is None
+    first, second = run.claim_attempt({}), run.claim_attempt({})
+    for step in range(500):
+        first.append("metrics", {"step": step, "loss": 1.0, "split": "train"})
+    latest = run.latest_training_metrics()
+    assert latest is not None and latest["step"] == 499
+    second.append("metrics", {"step": 300, "loss": 0.5, "split": "train"})
+    second.append("metrics", {"step": 300, "loss": 9.0, "split": "val"})
+    with (run.folder / "metrics.0002.jsonl").open("a") as file:
+        file.write('{"step": 301, "los')
+    latest = run.latest_training_metrics()
+    assert latest is not None and (latest["step"], latest["loss"]) == (300, 0.5)
