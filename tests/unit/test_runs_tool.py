@@ -84,7 +84,7 @@ def test_every_state_is_derived_and_listed(every_state: dict[str, Run], capsys: 
         (line,) = [line for line in lines if run.folder.name in line]
         assert line.split()[:3] == ["clip", run.folder.name, state]
     (line,) = [line for line in lines if "running" in line]
-    assert re.search(r"25% step 30/120 +3 +at work", line)
+    assert re.search(r"25% step 30/120 loss 0.250 8/s +3 +at work", line)
     (line,) = [line for line in lines if "poisoned" in line]
     assert "error: a reason for error" in line
     (line,) = [line for line in lines if "failed" in line]
