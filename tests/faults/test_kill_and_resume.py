@@ -15,7 +15,11 @@ from conftest import REPOSITORY, Chain, ranks_of
 from experiments import files
 from experiments.registry import Run
 
-STEPS = ["--prior.optim.steps", "40", "--checkpoint-every", "5", "--validate-every", "20"]
+STEPS = {
+    "prior": ["--prior.optim.steps", "40", "--checkpoint-every", "5", "--validate-every", "20"],
+    # Accumulation, a warm-up that the kill falls into, dropped conditions and loader processes.
+    "decoder": ["--decoder.optim.steps", "14", "--checkpoint-every", "2", "--micro-batch", "1", "--workers", "1"],
+}
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
@@ -27,7 +31,7 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(chain: Chain) -> Run:
-    return chain.run("prior", *STEPS)
+    return chain.run("prior", *STEPS["prior"])
 
 
 def fresh_home(chain: Chain, tmp_path: Path) -> Chain:
@@ -38,17 +42,17 @@ def fresh_home(chain: Chain, tmp_path: Path) -> Chain:
     return Chain(home=tmp_path, data=chain.data)
 
 
-def start(chain: Chain, **environment: str) -> tuple[subprocess.Popen[bytes], Run]:
+def start(chain: Chain, stage: str = "prior", **environment: str) -> tuple[subprocess.Popen[bytes], Run]:
     """Start the training, wait for its first commit."""
     launcher = subprocess.Popen(
-        chain.command("prior", *STEPS),
+        chain.command(stage, *STEPS[stage]),
         cwd=REPOSITORY,
         env=chain.environment() | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_for(lambda: next(chain.registry.runs("prior"), None))
-    run = next(chain.registry.runs("prior"))
+    wait_for(lambda: next(chain.registry.runs(stage), None))
+    run = next(chain.registry.runs(stage))
     wait_for(run.commits)
     return launcher, run
 
@@ -90,9 +94,19 @@ def test_sigkill_of_launcher_and_supervisor_then_the_same_command_is_bit_identic
     assert job is not None
     os.kill(job["pid"], signal.SIGKILL)
     wait_for(lambda: not ranks_of(run), 20)
-    finished = ours.run("prior", *STEPS)
+    finished = ours.run("prior", *STEPS["prior"])
     assert finished.newest_attempt() == 2
     assert_same_training(finished, undisturbed)
+
+
+def test_decoder_killed_with_accumulation_and_workers_is_bit_identical(chain: Chain, tmp_path: Path) -> None:
+    expected = chain.run("decoder", *STEPS["decoder"])
+    ours = fresh_home(chain, tmp_path)
+    launcher, run = start(ours, "decoder")
+    os.kill(ranks_of(run)[0], signal.SIGKILL)
+    assert launcher.wait(timeout=180) == 0
+    assert run.newest_attempt() == 2
+    assert_same_training(run, expected)
 
 
 def test_stop_switch_saves_and_the_same_command_goes_on_bit_identical(
@@ -104,7 +118,7 @@ def test_stop_switch_saves_and_the_same_command_goes_on_bit_identical(
     assert launcher.wait(timeout=60) == 0
     end = run.attempts()[-1].end
     assert end is not None and end["kind"] == "stopped" and run.done() is None
-    assert_same_training(ours.run("prior", *STEPS), undisturbed)
+    assert_same_training(ours.run("prior", *STEPS["prior"]), undisturbed)
 
 
 def test_a_damaged_newest_checkpoint_is_skipped_and_the_run_ends_the_same(
@@ -119,7 +133,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_the_run_ends_the_same(
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    finished = ours.run("prior", *STEPS)
+    finished = ours.run("prior", *STEPS["prior"])
     events = (finished.folder / f"events.{finished.newest_attempt():04d}.jsonl").read_text()
     assert "damaged checkpoint" in events and shard.name in events
     assert_same_training(finished, undisturbed)
