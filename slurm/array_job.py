@@ -9,59 +9,84 @@ from __future__ import annotations
 import functools
 import shutil
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dalle2_video import config
-from dalle2_video.task_array import TaskArray
+from dalle2_video.task_array import Published, TaskArray
 from experiments import files, identity
 from experiments.registry import Attempt, Run
 from slurm.attempt import claim, leave_slurm, parents_of, record_failure
 
 
 def run_tasks(run: Run, intent: int, request: dict[str, Any], group: int) -> int:
-    """Do the group's tasks that are not done yet, and the last step if all tasks are; return the exit code."""
-    stopping: list[int] = []
+    """Do a group's tasks that are not done yet; return the process's exit code."""
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda caught, _: stopping.append(caught))
+        signal.signal(number, lambda caught, _: signals.append(caught))
     attempt = Attempt(run, claim(run, intent, request, group))
-    progress = 0
+    worker: Worker | None = None
     try:
-        array = _task_array(run, request, group)
+        worker = Worker(run, attempt, _task_array(run, request, group), group)
+        if worker.work(request["groups"][group], stop=lambda: bool(signals) or run.stop_requested()):
+            attempt.end("done", progress=worker.finished)
+        else:
+            preempted = signal.SIGUSR2 in signals
+            attempt.end("preempted" if preempted else "stopped", progress=worker.finished)
+            leave_slurm(run, preempted=preempted)
+        return 0
+    except BaseException as error:
+        return record_failure(attempt, error, progress=worker.finished if worker else 0)
+
+
+class Worker:
+    """Does tasks of one array run in one attempt."""
+
+    def __init__(self, run: Run, attempt: Attempt, array: TaskArray, group: int) -> None:
+        self.run, self.attempt, self.array, self.group = run, attempt, array, group
+        self.finished = 0
+        """Tasks that this attempt finished."""
+
+    def work(
+        self, tasks: Sequence[int], stop: Callable[[], bool], on_task: Callable[[int, float], None] | None = None
+    ) -> bool:
+        """Do those of `tasks` that are not done yet and, if then all of the run's are, the last step.
+
+        stop: asked before each task; on_task: told a task and the share of it done. Returns False where it was stopped.
+        """
+        run, array = self.run, self.array
         if not (run.folder / "prepared.json").exists():
             with _Staging(array.root) as staging:
                 _publish(array.prepare(staging), array.root)
             files.create_exclusive(run.folder / "prepared.json", files.encode({}))
-        mine = [task for task in request["groups"][group] if task not in run.tasks_done()]
-        for done, task in enumerate(mine):
-            if stopping or run.stop_requested():
-                kind: Literal["preempted", "stopped"] = "preempted" if signal.SIGUSR2 in stopping else "stopped"
-                attempt.end(kind, progress=progress)
-                leave_slurm(run, preempted=kind == "preempted")
-                return 0
+        done = run.tasks_done()
+        mine = [task for task in tasks if task not in done]
+        for task in mine:
+            if stop():
+                return False
             with _Staging(array.root) as staging:
-                beat = functools.partial(_beat, attempt, group, done, len(mine))
-                published, record = array.run_task(task, staging, beat)
+                published, record = array.run_task(
+                    task, staging, functools.partial(self._progress, task, len(mine), on_task)
+                )
                 _publish(published, array.root)
             run.finish_task(task, record)
-            progress += 1
+            self.finished += 1
         if len(run.tasks_done()) == array.num_tasks and run.done() is None:
             records = run.task_records()
             with _Staging(array.root) as staging:
                 published, summary = array.finish(records, staging)
                 _publish(published, array.root)
             run.mark_done(summary | {"digest": identity.digest([records[task] for task in sorted(records)])})
-        attempt.end("done", progress=progress)
-        return 0
-    except BaseException as error:
-        return record_failure(attempt, error)
+        return True
+
+    def _progress(self, task: int, tasks: int, on_task: Callable[[int, float], None] | None, share: float) -> None:
+        self.attempt.beat({"group": self.group, "tasks": self.finished + share, "of": tasks})
+        if on_task is not None:
+            on_task(task, share)
 
 
-def _beat(attempt: Attempt, group: int, done: int, tasks: int, share: float) -> None:
-    attempt.beat({"group": group, "tasks": done + share, "of": tasks})
-
-
-def _publish(published: list[tuple[Path, str]], root: Path) -> None:
+def _publish(published: Published, root: Path) -> None:
     for staged, relative in published:
         files.publish(staged, root / relative)
 

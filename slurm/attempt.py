@@ -46,8 +46,11 @@ def supervised_attempt(run: Run) -> Attempt | None:
     return Attempt(run, int(number)) if number is not None else None
 
 
-def record_failure(attempt: Attempt | None, error: BaseException) -> int:
-    """Record why the attempt ended; return the exit code: 2 where the user must mend something, else 1."""
+def record_failure(attempt: Attempt | None, error: BaseException, **facts: Any) -> int:
+    """Record why the attempt ended; return the exit code: 2 where the user must mend something, else 1.
+
+    facts: more for the record, such as the number of tasks finished.
+    """
     trace = traceback.format_exc()
     log.error("%s", trace)
     message = f"{type(error).__name__}: {error}"
@@ -58,7 +61,7 @@ def record_failure(attempt: Attempt | None, error: BaseException) -> int:
         time.sleep(PEER_FAILURE_DELAY_S)  # a peer died first; its own reason shall stand in the record
     if attempt is not None and not isinstance(error, Superseded):
         rank = int(os.environ.get("RANK", "0"))
-        _try_end(attempt, message=message, traceback=trace[-TRACEBACK_TAIL:], rank=rank, exit_code=code)
+        _try_end(attempt, message=message, traceback=trace[-TRACEBACK_TAIL:], rank=rank, exit_code=code, **facts)
     return code
 
 

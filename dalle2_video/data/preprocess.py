@@ -106,7 +106,7 @@ def run_task(
             if found is not None:
                 frames_of_size = found.frames.pop(size)
                 block[row, : len(frames_of_size)] = frames_of_size
-        staged = _write_shard(staging, size, task, len(clips), block, config, any(r["bad"] is None for r in records))
+        staged = write_shard(staging, size, task, len(clips), block, config, any(r["bad"] is None for r in records))
         if staged is not None:
             published.append((staged, staged.relative_to(staging).as_posix()))
             shards[str(size)] = {"sha256": file_digest(staged), "bytes": staged.stat().st_size}
@@ -138,7 +138,7 @@ def _run_clip(clip: ClipFile, root: Path, config: DataConfig) -> tuple[ClipRecor
     return record | facts, found
 
 
-def _write_shard(
+def write_shard(
     staging: Path, size: int, task: int, num_clips: int, block: np.ndarray, config: DataConfig, has_good: bool
 ) -> Path | None:
     """Write rows [task * G, ...) of `frames_<size>` in one call; None if no clip of the shard is good."""

@@ -146,7 +146,7 @@ def test_uncompressed_frames_are_the_same_frames(
 
 def test_a_shard_that_is_black_throughout_still_has_its_file(data_config: DataConfig, tmp_path: Path) -> None:
     block = np.zeros((1, data_config.max_frames, 8, 8, 3), np.uint8)
-    path = preprocess._write_shard(tmp_path, 8, 0, 1, block, data_config, has_good=True)
+    path = preprocess.write_shard(tmp_path, 8, 0, 1, block, data_config, has_good=True)
     assert path is not None
     assert path.is_file()
 

@@ -1,0 +1,124 @@
+"""Forget what is damaged, so that the launchers make it again: the writing half of `tools/verify_store.py`.
+
+Invariant: records go before DONE. Killed in between, the run still counts as done, and verification finds the missing
+records; the other way round the last step would join records whose files are damaged and call the store finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from dalle2_video.config import DataConfig, from_dict
+from dalle2_video.data.celebv_text import fingerprint, scan
+from dalle2_video.data.verification_tables import Damage
+from experiments import files
+from experiments.registry import HOME_VARIABLE, Registry, Run, default_home
+from launch.arguments import load_recipe, override_flags
+from launch.parents import needed_parts
+from launch.stages import STAGES
+from slurm import run_state
+
+
+def task_file(run: Run, task: int) -> Path:
+    """Return where an array run records a task."""
+    return run.folder / "tasks" / f"{task:05d}.json"
+
+
+def children_of(run: Run, stage: str | None = None) -> list[Run]:
+    """Return the runs, of one stage or of all, that have this preprocess run as a parent."""
+    return [
+        child
+        for child in _registry_of(run).runs(stage)
+        if (parent := child.spec.parents.get("preprocess")) is not None and parent.id == run.spec.id
+    ]
+
+
+def finished_embeddings(run: Run) -> dict[str, Run]:
+    """Return the finished embed runs of a preprocess run by the name of their embeddings."""
+    return {done["embeddings"]: child for child in children_of(run, "embed") if (done := child.done()) is not None}
+
+
+def _registry_of(run: Run) -> Registry:
+    return Registry(run.folder.parents[2])
+
+
+def repair(run: Run, damages: Sequence[Damage]) -> list[str]:
+    """Remove the records of what is damaged; return the commands that make it again, in order.
+
+    Raises ValueError, before anything is removed, where nothing can make it again.
+    """
+    damages = [damage for damage in damages if damage.redo != "nothing"]
+    if not damages:
+        raise ValueError("no repair helps: every file of the store is sound; make the runs named above again")
+    makers = {"": run} | finished_embeddings(run)
+    by_maker: dict[str, list[Damage]] = {}
+    for damage in damages:
+        if damage.embeddings not in makers:
+            raise ValueError(
+                f"{damage.file}: no finished embed run in the registry made these embeddings; remove their folder, or "
+                "finish that run: python launch/embed.py"
+            )
+        by_maker.setdefault(damage.embeddings, []).append(damage)
+    if "" in by_maker:
+        _check_data_is_there(run)
+    affected = [makers[name] for name in sorted(by_maker)]
+    commands = [_command(maker) for maker in affected]
+    for name, of_maker in by_maker.items():
+        _forget(makers[name], of_maker)
+    return [_with_retry(maker, command) for maker, command in zip(affected, commands, strict=True)]
+
+
+def _check_data_is_there(run: Run) -> None:
+    """Raise ValueError unless the data set still holds the clips that the run was made of."""
+    root = Path(run.spec.inputs["data_root"])
+    if fingerprint(scan(root, from_dict(DataConfig, run.spec.config["data"]))) != run.spec.source:
+        raise ValueError(
+            f"{root} no longer holds the clips that {run.name} was made of, so it cannot be repaired; bring them "
+            "back, or preprocess anew: python launch/preprocess.py"
+        )
+
+
+def _forget(maker: Run, damages: Sequence[Damage]) -> None:
+    gone = {task_file(maker, damage.task) for damage in damages if damage.redo == "task" and damage.task is not None}
+    gone |= {damage.file for damage in damages if damage.redo == "remove"}
+    gone |= {maker.folder / "prepared.json" for damage in damages if damage.redo == "prepare"}
+    for file in [*sorted(gone), maker.folder / "DONE"]:
+        if file.exists():
+            file.unlink()
+            files.fsync_folder(file.parent)
+
+
+def _command(maker: Run) -> str:
+    """Return the command that goes on with a run, with all that differs from its recipe."""
+    spec, info = maker.spec, STAGES[maker.spec.stage]
+    recipe = load_recipe(spec.recipe)
+    config = dict(spec.config)
+    for stage, parent in spec.parents.items():
+        config |= _registry_of(maker).find(parent.id, stage).spec.config
+    parts = {part: config[part] for part in needed_parts(info)}
+    changed = dataclasses.replace(
+        recipe,
+        **{
+            part: from_dict(type(getattr(recipe, part)), value) if isinstance(value, dict) else value
+            for part, value in parts.items()
+        },
+    )
+    words = ["python", f"launch/{spec.stage}.py", "--recipe", spec.recipe]
+    words += override_flags(recipe, changed, needed_parts(info))
+    if "data_root" in spec.inputs:
+        words += ["--data-root", spec.inputs["data_root"]]
+    for stage, parent in spec.parents.items():
+        words += [f"--parents.{stage.replace('_', '-')}", parent.id]
+    home = _registry_of(maker).home
+    prefix = "" if home == default_home() else f"{HOME_VARIABLE}={shlex.quote(os.fspath(home))} "
+    return prefix + shlex.join(words)
+
+
+def _with_retry(maker: Run, command: str) -> str:
+    """Add --retry where a launch without it would refuse: the job that made the run cannot be asked about from here."""
+    refused = run_state.decision(maker, maker.intents(), retry=False).action in ("unknown", "poisoned")
+    return f"{command} --retry" if refused else command
