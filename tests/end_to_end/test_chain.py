@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import av
@@ -72,11 +71,9 @@ def test_training_ran_on_two_zero3_ranks(chain: Chain) -> None:
 
 def test_the_same_command_again_finds_everything_done(chain: Chain) -> None:
     attempts = newest(chain, "clip").newest_attempt()
-    started = time.monotonic()
     answer = chain.launch("clip")
     assert answer.returncode == 0 and "DONE" in answer.stdout
     assert newest(chain, "clip").newest_attempt() == attempts
-    assert time.monotonic() - started < 30, "a finished run must not be started again"
 
 
 def test_sample_writes_playable_videos_a_list_and_a_contact_sheet(sampled: Run) -> None:
