@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -285,16 +284,9 @@ def as_script(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, check=False)
 
 
-def test_the_script_runs_from_anywhere_and_starts_within_a_second(every_state: dict[str, Run], tmp_path: Path) -> None:
-    def seconds(run: Callable[[], object]) -> float:
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
-
+def test_the_script_runs_from_anywhere(every_state: dict[str, Run], tmp_path: Path) -> None:
     answer = as_script(tmp_path, "list")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout.count("tiny-aaaa") == len(every_state)
-    # The best of up to five: the machine may be busy with something else.
-    assert any(seconds(lambda: as_script(tmp_path, "list")) < 1.0 for _ in range(5))
     assert as_script(tmp_path, "show", "zzzz").returncode == 2
     assert as_script(tmp_path, "no-such-command").returncode == 2
