@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Chain
+from launching import Chain
 
 
 def refused(chain: Chain, stage: str, *more: str) -> str:

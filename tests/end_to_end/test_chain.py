@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import zarr
-from conftest import Chain
+from launching import Chain
 from PIL import Image
 
 from dalle2_video.data.store import Store

@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from conftest import REPOSITORY, Chain, ranks_of
+from launching import REPOSITORY, Chain, ranks_of
 
 from experiments.registry import Run
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Chain, ranks_of
+from launching import REPOSITORY, Chain, ranks_of
 
 from experiments import files
 from experiments.registry import Run

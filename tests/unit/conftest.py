@@ -5,14 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data_fixtures import build_store, write_dataset
+from data_fixtures import CLIP_IDS, build_store, write_dataset
 
 from dalle2_video.config import DataConfig
-
-CLIP_IDS = [
-    f"{identity}_{n}_0" for identity in ("-bcdefghijk", "_bcdefghijk", "abc_efghijk", "qqqqqqqqqqq") for n in (0, 1)
-]
-"""Eight clips of four identities; the first two are held out at val_fraction 0.3."""
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,10 @@ from dalle2_video.config import DataConfig
 from dalle2_video.data import celebv_text, preprocess
 from dalle2_video.data.store import Published
 
+CLIP_IDS = [
+    f"{identity}_{n}_0" for identity in ("-bcdefghijk", "_bcdefghijk", "abc_efghijk", "qqqqqqqqqqq") for n in (0, 1)
+]
+"""Eight clips of four identities; the first two are held out at val_fraction 0.3."""
 KIND_LINES = {
     "face40_details_new": "a red square moves\nthe square is red\n",
     "action_dur": "it moves to the right\n",

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from conftest import CLIP_IDS
-from data_fixtures import KIND_LINES, build_store, publish, write_dataset
+from data_fixtures import CLIP_IDS, KIND_LINES, build_store, publish, write_dataset
 
 from dalle2_video.config import DataConfig
 from dalle2_video.data import celebv_text, preprocess, video
