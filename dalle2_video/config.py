@@ -1,86 +1,21 @@
 """Recipe: everything that decides what is learnt, as frozen dataclasses that validate themselves.
 
 A Recipe is science only: data, models, losses, schedules, seeds, global batch sizes. Where and how it runs is
-`runtime.RuntimeConfig` and, on the cluster side, the placement; neither can enter a run's identity. Nothing here
-imports torch, so that the launchers start quickly. Every field's docstring is its `--help` text.
+`runtime.RuntimeConfig` and, on the cluster side, the placement; neither can enter a run's identity. The data part is
+in `data_config`. Nothing here imports torch, so that the launchers start quickly. Every field's docstring is its
+`--help` text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
-
-import cattrs
-from cattrs.v import format_exception
+from typing import Literal
 
 from dalle2_video.checks import require, require_fraction, require_positive
+from dalle2_video.data_config import CaptionConfig, DataConfig, WindowConfig
 
 Objective = Literal["v", "x0", "eps"]
 Precision = Literal["fp32", "bf16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFolders:
-    """The six caption folders of CelebV-Text below the data root: `<clip id>.txt`, one caption a line."""
-
-    appearance: str = "texts/face40_details_new"
-    """General appearance and detailed attributes."""
-    action: str = "texts/action_dur"
-    """Actions and their order in time."""
-    emotion: str = "texts/emotion"
-    """Emotions and their changes."""
-    light_direction: str = "texts/light_dir"
-    """Where the light comes from."""
-    light_intensity: str = "texts/light_intensity"
-    """How bright the light is."""
-    light_color: str = "texts/light_color_temp"
-    """Colour temperature of the light."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """How clips and captions become the Zarr store."""
-
-    video_folder: str = "videos/celebvtext_6"
-    """Folder with `<clip id>.mp4`, relative to the data root."""
-    text_folders: TextFolders = field(default_factory=TextFolders)
-    """Caption folders."""
-    frame_sizes: tuple[int, ...] = (64,)
-    """Side lengths in pixels at which frames are stored (square), ascending; 8 or more each."""
-    fps: float = 8.0
-    """Frames per second stored, whatever the source's rate; greater than 0."""
-    min_frames: int = 16
-    """Clips with fewer stored frames go to the bad list; 1 or more."""
-    max_frames: int = 512
-    """Stored frames of a longer clip are cut here; at least min_frames."""
-    chunk_frames: int = 16
-    """Frames in one Zarr chunk (the unit of a read); 1 or more."""
-    clips_per_shard: int = 64
-    """Clips in one shard file, which is what one array task owns; 1 or more."""
-    compression: Literal["zstd", "none"] = "zstd"
-    """Lossless compression of stored frames."""
-    tokenizer: str = "bpe"
-    """"bpe": byte-level BPE trained on the data set's captions; otherwise a Hugging Face tokenizer folder."""
-    vocab_size: int = 8192
-    """Vocabulary of the trained BPE; 300 or more. Not used with a tokenizer folder."""
-    text_context: int = 77
-    """Tokens a caption, start and end marks included; 4 or more."""
-    val_fraction: float = 0.05
-    """Share of identities (first 11 characters of the clip id) held out for validation; [0, 1)."""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "fps", "min_frames", "max_frames", "chunk_frames", "clips_per_shard")
-        require_fraction(self, "val_fraction")
-        sizes = self.frame_sizes
-        require(
-            len(sizes) > 0 and list(sizes) == sorted(set(sizes)) and min(sizes) >= 8,
-            "DataConfig.frame_sizes",
-            sizes,
-            "must be ascending, without repeats, each at least 8, for example: --data.frame-sizes 64 256",
-        )
-        require(self.max_frames >= self.min_frames, "DataConfig.max_frames", self.max_frames, "must be >= min_frames")
-        require(self.vocab_size >= 300, "DataConfig.vocab_size", self.vocab_size, "must be at least 300")
-        require(self.text_context >= 4, "DataConfig.text_context", self.text_context, "must be at least 4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,26 +49,6 @@ class OptimConfig:
         require(self.weight_decay >= 0, "OptimConfig.weight_decay", self.weight_decay, "must be 0 or more")
         require(self.warmup_steps >= 0, "OptimConfig.warmup_steps", self.warmup_steps, "must be 0 or more")
         require(all(0 <= beta < 1 for beta in self.betas), "OptimConfig.betas", self.betas, "must each lie in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowConfig:
-    """The frames one training sample holds: `num_frames` stored frames, `stride` apart, at `size` pixels."""
-
-    size: int
-    """Side length in pixels; one of data.frame_sizes."""
-    num_frames: int
-    """Frames in the window; 1 or more."""
-    stride: int = 1
-    """Distance of the window's frames in stored frames; 1 or more."""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "size", "num_frames", "stride")
-
-    @property
-    def span(self) -> int:
-        """Stored frames from the first to the last frame of the window, both counted."""
-        return (self.num_frames - 1) * self.stride + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,6 +339,8 @@ class Recipe:
     """Seed of order, crops, captions, noise, dropout and initial weights; 0 or more."""
     data: DataConfig
     """Store."""
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    """Text of a training sample."""
     clip: ClipConfig
     """CLIP."""
     prior: PriorConfig
@@ -454,11 +371,12 @@ class Recipe:
                 + " ".join(map(str, sorted({*self.data.frame_sizes, window.size}))),
             )
             require(
-                window.span <= self.data.min_frames,
+                window.span <= self.data.min_frames or self.data.short_clips == "pad",
                 f"{stage}.window.num_frames",
                 window.num_frames,
                 f"at stride {window.stride} spans {window.span} stored frames, more than "
-                f"data.min_frames={self.data.min_frames} guarantees; raise --data.min-frames",
+                f"data.min_frames={self.data.min_frames} guarantees; raise --data.min-frames "
+                "or set --data.short-clips pad",
             )
         self._check_cascade()
 
@@ -481,26 +399,3 @@ class Recipe:
                 given,
                 f"(low_size, num_frames, stride) must be those of temporal_sr.window={high}",
             )
-
-
-def to_dict(config: object) -> dict:
-    """Return a config dataclass as plain JSON types."""
-    return cattrs.Converter(unstruct_collection_overrides={tuple: list}).unstructure(config)
-
-
-ConfigT = TypeVar("ConfigT")
-
-
-def from_dict(cls: type[ConfigT], values: dict) -> ConfigT:
-    """Build a config from what `to_dict` gave. Raises ValueError naming fields that are unknown or missing."""
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    try:
-        return converter.structure(values, cls)
-    except cattrs.BaseValidationError as error:
-        reasons = cattrs.transform_error(error, format_exception=_explain)
-        raise ValueError(f"stored {cls.__name__}: " + "; ".join(reasons)) from error
-
-
-def _explain(error: BaseException, kind: type | None) -> str:
-    # cattrs says "invalid value" of all ValueErrors; those of the dataclasses above say what is wrong and what to do.
-    return str(error) if type(error) is ValueError else format_exception(error, kind)

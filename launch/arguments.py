@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import experiments.recipes
-from dalle2_video.config import Recipe, from_dict, to_dict
+from dalle2_video.config import Recipe
+from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.runtime import RuntimeConfig
 from launch.parents import needed_parts
 from launch.stages import STAGES, StageInfo

@@ -18,7 +18,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dalle2_video.config import DataConfig, Recipe
+from dalle2_video.config import Recipe
+from dalle2_video.data_config import DataConfig
 from experiments import files, identity
 from experiments.identity import Parent
 from experiments.registry import Intent, Registry, Run, RunSpec, default_home

@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dalle2_video import config
+from dalle2_video.config import SampleConfig
+from dalle2_video.config_io import from_dict
+from dalle2_video.data_config import DataConfig
 from dalle2_video.task_array import Published, TaskArray
 from experiments import files, identity
 from experiments.registry import Attempt, Run
@@ -110,7 +112,7 @@ def _task_array(run: Run, request: dict[str, Any], group: int) -> TaskArray:
         from dalle2_video.data.celebv_text import ClipFile
         from dalle2_video.data.preprocess_array import PreprocessArray
 
-        data = config.from_dict(config.DataConfig, run.spec.config["data"])
+        data = from_dict(DataConfig, run.spec.config["data"])
         data_root = Path(request["data_root"])
         manifest = files.read_json(run.folder / "manifest.json")
         assert manifest is not None
@@ -139,7 +141,7 @@ def _task_array(run: Run, request: dict[str, Any], group: int) -> TaskArray:
     return SampleArray(
         root=run.folder / "samples",
         exports={name: parent.folder / "export" for name, parent in parents.items()},
-        config=config.from_dict(config.SampleConfig, run.spec.config["sample"]),
+        config=from_dict(SampleConfig, run.spec.config["sample"]),
         seed=run.spec.config["seed"],
         device=device,
     )

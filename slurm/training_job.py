@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dalle2_video.config import from_dict
+from dalle2_video.config_io import from_dict
 from dalle2_video.models.factory import CONFIG_TYPES
 from dalle2_video.runtime import RuntimeConfig
 from dalle2_video.stages import STAGES, StageInputs

@@ -30,11 +30,12 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dalle2_video.config import DataConfig, to_dict
+from dalle2_video.config_io import to_dict
 from dalle2_video.data import celebv_text, legacy
 from dalle2_video.data.celebv_text import Caption
 from dalle2_video.data.legacy_array import LegacyArray
 from dalle2_video.data.tokenizer import from_folder
+from dalle2_video.data_config import DataConfig
 from experiments import files, identity
 from experiments.registry import Attempt, Registry, Run, RunSpec, default_home
 from launch.arguments import load_recipe, override_flags

@@ -12,9 +12,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from dalle2_video.config import DataConfig, from_dict
+from dalle2_video.config_io import from_dict
 from dalle2_video.data.celebv_text import fingerprint, scan
 from dalle2_video.data.verification_tables import Damage
+from dalle2_video.data_config import DataConfig
 from experiments import files
 from experiments.registry import HOME_VARIABLE, Registry, Run, default_home
 from launch.arguments import load_recipe, override_flags

@@ -33,7 +33,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dalle2_video.config import DataConfig, from_dict
+from dalle2_video.config_io import from_dict
 from dalle2_video.data import verification, verification_shards
 from dalle2_video.data.celebv_text import ClipFile, fingerprint
 from dalle2_video.data.verification import RecordSummary
@@ -46,6 +46,7 @@ from dalle2_video.data.verification_tables import (
     read_json_file,
     table_or_none,
 )
+from dalle2_video.data_config import DataConfig
 from experiments import identity
 from experiments.registry import Registry, Run, default_home
 from tools.store_repair import children_of, finished_embeddings, repair, task_file

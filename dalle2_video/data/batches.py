@@ -24,10 +24,10 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from dalle2_video.config import WindowConfig
 from dalle2_video.data import keyed_random
 from dalle2_video.data.embeddings import Embeddings
 from dalle2_video.data.store import Split, Store
+from dalle2_video.data_config import WindowConfig
 
 Batch = dict[str, Tensor]
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from dalle2_video.config import DataConfig, TextFolders
+from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 
 log = logging.getLogger(__name__)
 
 IDENTITY_CHARACTERS = 11
-CAPTION_KINDS: tuple[str, ...] = tuple(field.name for field in fields(TextFolders))
 
 # Spellings met in published copies, accepted where the configured folder is missing.
 _FOLDERS_IN_THE_WILD: dict[str, tuple[str, ...]] = {

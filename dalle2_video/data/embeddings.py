@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import zarr
 
-from dalle2_video.config import WindowConfig
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.store import (
     WRITE_EMPTY_CHUNKS,
@@ -24,6 +23,7 @@ from dalle2_video.data.store import (
     create_sharded,
     published_from,
 )
+from dalle2_video.data_config import WindowConfig
 
 
 def window_starts(num_frames: int, span: int, hop: int) -> np.ndarray:

@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 from einops import rearrange
 
-from dalle2_video.config import DataConfig
-from dalle2_video.data.celebv_text import CAPTION_KINDS, text_folder
+from dalle2_video.data.celebv_text import text_folder
 from dalle2_video.data.tokenizer import Tokenizer
 from dalle2_video.data.video import BadClip
+from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 from dalle2_video.digests import file_digest
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from dalle2_video.config import DataConfig
 from dalle2_video.data import preprocess
 from dalle2_video.data.celebv_text import Caption, ClipFile
 from dalle2_video.data.legacy import Conversion, LegacyVideos, read_clip
 from dalle2_video.data.preprocess_array import PreprocessArray
 from dalle2_video.data.video import BadClip
+from dalle2_video.data_config import DataConfig
 from dalle2_video.digests import file_digest
 from dalle2_video.task_array import OnProgress, Published
 

@@ -19,9 +19,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from dalle2_video.config import DataConfig
 from dalle2_video.data.celebv_text import (
-    CAPTION_KINDS,
     ClipFile,
     fingerprint,
     identity_of,
@@ -45,6 +43,7 @@ from dalle2_video.data.store import (
 )
 from dalle2_video.data.tokenizer import from_folder, train_bpe
 from dalle2_video.data.video import BadClip, DecodedClip, decode
+from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 from dalle2_video.digests import file_digest
 
 ClipRecord = dict[str, Any]

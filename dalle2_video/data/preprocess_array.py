@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dalle2_video.config import DataConfig
 from dalle2_video.data import preprocess
 from dalle2_video.data.celebv_text import ClipFile
+from dalle2_video.data_config import DataConfig
 from dalle2_video.task_array import OnProgress, Published
 
 

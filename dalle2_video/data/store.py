@@ -23,10 +23,11 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from dalle2_video.config import DataConfig, from_dict, to_dict
-from dalle2_video.data.celebv_text import CAPTION_KINDS, Caption
+from dalle2_video.config_io import from_dict, to_dict
+from dalle2_video.data.celebv_text import Caption
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.tokenizer import Tokenizer
+from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 
 Split = Literal["train", "val"]
 Published = list[tuple[Path, str]]

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from dalle2_video.config import DataConfig, from_dict
-from dalle2_video.data.celebv_text import CAPTION_KINDS, identity_of, is_validation
+from dalle2_video.config_io import from_dict
+from dalle2_video.data.celebv_text import identity_of, is_validation
 from dalle2_video.data.store import (
     BAD_CLIPS_FILE,
     STATISTICS_FILE,
@@ -48,6 +48,7 @@ from dalle2_video.data.verification_tables import (
     table_file,
     table_or_none,
 )
+from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 
 _DERIVED = ("is_validation", "tokens", "token_lengths")
 """Tables of what the records do not hold."""

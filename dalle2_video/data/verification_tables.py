@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dalle2_video.config import DataConfig
-from dalle2_video.data.celebv_text import CAPTION_KINDS
+from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 
 CHECKS = (
     "registry",

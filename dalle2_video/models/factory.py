@@ -14,15 +14,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from dalle2_video.config import (
-    ClipConfig,
-    DecoderConfig,
-    PriorConfig,
-    SpatialSrConfig,
-    TemporalSrConfig,
-    from_dict,
-    to_dict,
-)
+from dalle2_video.config import ClipConfig, DecoderConfig, PriorConfig, SpatialSrConfig, TemporalSrConfig
+from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.models.clip import Clip
 from dalle2_video.models.prior import Prior
 from dalle2_video.models.unet3d import Unet3D

@@ -9,7 +9,6 @@ efficient U-Net (Saharia et al. 2022, appendix F), and is trained on 64 px crops
 import dataclasses
 
 from dalle2_video.config import (
-    DataConfig,
     DecoderConfig,
     DiffusionConfig,
     OptimConfig,
@@ -18,8 +17,8 @@ from dalle2_video.config import (
     SpatialSrConfig,
     TransformerConfig,
     UnetConfig,
-    WindowConfig,
 )
+from dalle2_video.data_config import DataConfig, WindowConfig
 from experiments.recipes import celebv_text_64
 
 

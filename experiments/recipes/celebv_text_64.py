@@ -6,7 +6,6 @@ CLIP's text encoder has the size of ViT-B/32's (Radford et al. 2021, table 20); 
 
 from dalle2_video.config import (
     ClipConfig,
-    DataConfig,
     DecoderConfig,
     DiffusionConfig,
     EmbedConfig,
@@ -16,8 +15,8 @@ from dalle2_video.config import (
     TemporalSrConfig,
     TransformerConfig,
     UnetConfig,
-    WindowConfig,
 )
+from dalle2_video.data_config import DataConfig, WindowConfig
 
 
 def recipe() -> Recipe:

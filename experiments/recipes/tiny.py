@@ -2,7 +2,6 @@
 
 from dalle2_video.config import (
     ClipConfig,
-    DataConfig,
     DecoderConfig,
     DiffusionConfig,
     EmbedConfig,
@@ -12,8 +11,8 @@ from dalle2_video.config import (
     TemporalSrConfig,
     TransformerConfig,
     UnetConfig,
-    WindowConfig,
 )
+from dalle2_video.data_config import DataConfig, WindowConfig
 
 
 def recipe() -> Recipe:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from data_fixtures import CLIP_IDS, build_store, write_dataset
 
-from dalle2_video.config import DataConfig
+from dalle2_video.data_config import DataConfig
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from dalle2_video.config import DataConfig
 from dalle2_video.data import celebv_text, preprocess
 from dalle2_video.data.store import Published
+from dalle2_video.data_config import DataConfig
 
 CLIP_IDS = [
     f"{identity}_{n}_0" for identity in ("-bcdefghijk", "_bcdefghijk", "abc_efghijk", "qqqqqqqqqqq") for n in (0, 1)

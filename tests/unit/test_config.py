@@ -10,7 +10,6 @@ import pytest
 from registry_fixtures import changed
 
 from dalle2_video.config import (
-    DataConfig,
     DiffusionConfig,
     EmbedConfig,
     OptimConfig,
@@ -18,10 +17,9 @@ from dalle2_video.config import (
     SampleConfig,
     TransformerConfig,
     UnetConfig,
-    WindowConfig,
-    from_dict,
-    to_dict,
 )
+from dalle2_video.config_io import from_dict, to_dict
+from dalle2_video.data_config import DataConfig, WindowConfig
 from dalle2_video.runtime import RuntimeConfig
 from launch.arguments import load_recipe, recipe_names
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from data_fixtures import publish
 
-from dalle2_video.config import WindowConfig
 from dalle2_video.data import embeddings
 from dalle2_video.data.batches import WindowDataset, collate, loader, to_float, validation_samples
 from dalle2_video.data.embeddings import spec_for, window_starts
 from dalle2_video.data.store import Store
+from dalle2_video.data_config import WindowConfig
 
 WINDOW = WindowConfig(size=16, num_frames=4, stride=2)  # spans 7 of the clips' 20 frames
 
@@ -204,7 +204,7 @@ def test_validation_uses_the_same_clips_every_time(store_path: Path) -> None:
 ENDING = """
 import os, signal, sys
 from pathlib import Path
-from dalle2_video.config import WindowConfig
+from dalle2_video.data_config import WindowConfig
 from dalle2_video.data.batches import WindowDataset, loader
 from multiprocessing import active_children
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from data_fixtures import KIND_LINES
 
-from dalle2_video.config import DataConfig
-from dalle2_video.data.celebv_text import CAPTION_KINDS, Caption, fingerprint, identity_of, read_captions, scan
+from dalle2_video.data.celebv_text import Caption, fingerprint, identity_of, read_captions, scan
+from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 
 CONFIG = DataConfig()
 

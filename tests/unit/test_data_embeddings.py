@@ -6,10 +6,10 @@ import pytest
 import zarr
 from data_fixtures import publish
 
-from dalle2_video.config import WindowConfig
 from dalle2_video.data import embeddings
 from dalle2_video.data.embeddings import Embeddings, EmbeddingSpec, window_starts
 from dalle2_video.data.store import Store
+from dalle2_video.data_config import WindowConfig
 
 WINDOW = WindowConfig(size=16, num_frames=4, stride=2)  # spans 7 stored frames
 

@@ -9,9 +9,9 @@ import pytest
 import zarr
 from data_fixtures import CLIP_IDS, KIND_LINES, build_store, publish, write_dataset
 
-from dalle2_video.config import DataConfig
 from dalle2_video.data import celebv_text, preprocess, video
 from dalle2_video.data.store import Store
+from dalle2_video.data_config import DataConfig
 
 
 def test_rows_are_all_clips_and_frames_are_those_decoded(

@@ -19,11 +19,11 @@ from data_fixtures import KIND_LINES
 from einops import rearrange
 from PIL import Image
 
-from dalle2_video.config import DataConfig
 from dalle2_video.data import celebv_text, legacy
 from dalle2_video.data.legacy_array import LegacyArray
 from dalle2_video.data.store import Store
 from dalle2_video.data.tokenizer import from_folder
+from dalle2_video.data_config import DataConfig
 from experiments.registry import HOME_VARIABLE, Registry, Run
 from launch.parents import resolve
 from launch.stages import STAGES

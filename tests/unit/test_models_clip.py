@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from dalle2_video.config import ClipConfig, OptimConfig, TransformerConfig, WindowConfig
+from dalle2_video.config import ClipConfig, OptimConfig, TransformerConfig
+from dalle2_video.data_config import WindowConfig
 from dalle2_video.models.clip import Clip, contrastive_loss
 from dalle2_video.models.text_encoder import TextEncoder
 from dalle2_video.models.video_encoder import VideoEncoder

@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 
-from dalle2_video.config import TextFolders
+from dalle2_video.data_config import TextFolders
 from tools.sample_data import footage
 from tools.sample_data.captions import COLOURS, DIRECTIONS, SHAPES, Facts, balanced_facts, facts_of, prompts
 from tools.sample_data.dataset import VIDEO_FOLDER, build

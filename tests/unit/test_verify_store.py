@@ -19,9 +19,9 @@ import pytest
 import zarr
 from data_fixtures import publish
 
-from dalle2_video.config import WindowConfig
 from dalle2_video.data import embeddings
 from dalle2_video.data.store import Store
+from dalle2_video.data_config import WindowConfig
 from dalle2_video.digests import file_digest
 from experiments import files, identity
 from experiments.registry import HOME_VARIABLE, Registry, Run, RunSpec

@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 from rich.console import Console
 
-from dalle2_video.config import DataConfig, TextFolders
+from dalle2_video.data_config import DataConfig, TextFolders
 from tools.bench.peers import cache
 from tools.sample_data import footage
 from tools.sample_data.footage_segments import Segment

@@ -42,9 +42,9 @@ import tyro
 import zarr
 from numcodecs import Zstd
 
-from dalle2_video.config import DataConfig, WindowConfig
 from dalle2_video.data.batches import WindowDataset, collate
 from dalle2_video.data.shard_reader import ShardReader
+from dalle2_video.data_config import DataConfig, WindowConfig
 from tools.bench import loader_stores, peers
 from tools.bench.clips import clips_in, footage_sources
 from tools.bench.loader_memory import BATCH, FRAMES

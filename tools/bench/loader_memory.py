@@ -51,9 +51,9 @@ def read_batches(path: Path, count: int) -> dict[str, float]:
     """Assemble `count` batches of 64 windows, captions included, as a loader's worker does."""
     import torch
 
-    from dalle2_video.config import WindowConfig
     from dalle2_video.data.batches import WindowDataset, collate
     from dalle2_video.data.store import Store
+    from dalle2_video.data_config import WindowConfig
 
     torch.set_num_threads(1)
     size = Store(path).config.frame_sizes[0]

@@ -18,9 +18,8 @@ import numpy as np
 import zarr
 from einops import rearrange
 
-from dalle2_video.config import DataConfig
 from dalle2_video.data import preprocess
-from dalle2_video.data.celebv_text import CAPTION_KINDS, ClipFile
+from dalle2_video.data.celebv_text import ClipFile
 from dalle2_video.data.store import (
     BAD_CLIPS_FILE,
     STATISTICS_FILE,
@@ -32,6 +31,7 @@ from dalle2_video.data.store import (
     write_texts,
 )
 from dalle2_video.data.video import decode
+from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 from tools.bench.peer_work import CLIP_MEAN, CLIP_STD
 from tools.sample_data.captions import prompts
 from tools.sample_data.encode import write_mp4

@@ -38,10 +38,10 @@ import numpy as np
 import tyro
 from einops import reduce
 
-from dalle2_video.config import DataConfig
 from dalle2_video.data import preprocess
 from dalle2_video.data.celebv_text import scan
 from dalle2_video.data.video import decode
+from dalle2_video.data_config import DataConfig
 from experiments.recipes import celebv_text_64, celebv_text_256
 from tools.bench import peers
 from tools.bench.clips import CLIP_S, clips_in, encoded_clips, lay_out, source_frames

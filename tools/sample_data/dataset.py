@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from dalle2_video.config import TextFolders
+from dalle2_video.data_config import TextFolders
 from tools.sample_data import drawing, footage
 from tools.sample_data.encode import PARTIAL_SUFFIX, remove_leftovers, write_mp4
 from tools.sample_data.footage_segments import Segment
