@@ -36,19 +36,22 @@ class Tokenizer:
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str], context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return tokens (n, context) int32, lengths (n,) int32 with both marks counted, truncated (n,) bool."""
+        """Return tokens (n, context) int32, lengths (n,) int32 and uncut lengths (n,) int32; marks are counted.
+
+        A text was cut where its uncut length is above `context`.
+        """
         assert context >= 2, "the context must hold the start and the end mark"
         tokens = np.full((len(texts), context), self.pad, np.int32)
         lengths = np.zeros(len(texts), np.int32)
-        truncated = np.zeros(len(texts), bool)
+        uncut = np.zeros(len(texts), np.int32)
         for first in range(0, len(texts), _BATCH):
             batch = self.backend.encode_batch(list(texts[first : first + _BATCH]), add_special_tokens=False)
             for row, encoding in enumerate(batch, start=first):
                 ids = encoding.ids[: context - 2]
-                truncated[row] = len(encoding.ids) > len(ids)
+                uncut[row] = len(encoding.ids) + 2
                 lengths[row] = len(ids) + 2
                 tokens[row, : lengths[row]] = [self.start, *ids, self.end]
-        return tokens, lengths, truncated
+        return tokens, lengths, uncut
 
     def to_json(self) -> str:
         """Return everything needed to build this tokenizer again, as one JSON string."""

@@ -283,11 +283,11 @@ class _TaskCheck:
         self.found.checked["captions"] += len(texts)
         try:
             tokenizer = Tokenizer.from_json((self.subject.store / TOKENIZER_FILE).read_text())
-            tokens, lengths, truncated = tokenizer.encode(texts, self.subject.config.text_context)
+            tokens, lengths, uncut = tokenizer.encode(texts, self.subject.config.text_context)
         except (OSError, ValueError, OverflowError):
             return  # `check_tokenizer` says so
         self.found.checked["tokens"] += len(texts)
-        self.found.truncated += int(truncated.sum())
+        self.found.truncated += int((uncut > lengths).sum())
         self._compare("tokens", "tokens", first, tokens, from_record=False)
         self._compare("tokens", "token_lengths", first, lengths, from_record=False)
 

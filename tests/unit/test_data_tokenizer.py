@@ -26,29 +26,30 @@ def test_training_is_deterministic_and_ignores_the_order_of_texts(bpe: Tokenizer
 
 
 def test_marks_frame_the_text_and_padding_follows(bpe: Tokenizer) -> None:
-    tokens, lengths, truncated = bpe.encode(["", "a man nods"], 32)
-    assert (tokens.dtype, lengths.dtype, truncated.dtype) == (np.int32, np.int32, np.bool_)
+    tokens, lengths, uncut = bpe.encode(["", "a man nods"], 32)
+    assert (tokens.dtype, lengths.dtype, uncut.dtype) == (np.int32,) * 3
     assert (bpe.pad, bpe.start, bpe.end) == (0, 1, 2)
     assert tokens[0, :3].tolist() == [1, 2, 0]
     assert lengths[0] == 2
     assert tokens[1, 0] == 1
     assert tokens[1, lengths[1] - 1] == 2
     assert (tokens[1, lengths[1] :] == 0).all()
-    assert not truncated.any()
+    assert uncut.tolist() == lengths.tolist()
 
 
 def test_the_end_mark_stays_where_text_is_cut(bpe: Tokenizer) -> None:
-    tokens, lengths, truncated = bpe.encode(["word " * 50, "a"], 8)
-    assert truncated.tolist() == [True, False]
+    tokens, lengths, uncut = bpe.encode(["word " * 50, "a"], 8)
+    assert (uncut > lengths).tolist() == [True, False]
+    assert uncut[0] == bpe.encode(["word " * 50], 400)[1][0]
     assert lengths[0] == 8
     assert tokens[0, -1] == bpe.end
 
 
 def test_text_exactly_as_long_as_the_context_is_not_truncated(bpe: Tokenizer) -> None:
     _, lengths, _ = bpe.encode(["a man nods"], 64)
-    _, exact, truncated = bpe.encode(["a man nods"], int(lengths[0]))
+    _, exact, uncut = bpe.encode(["a man nods"], int(lengths[0]))
     assert exact[0] == lengths[0]
-    assert not truncated[0]
+    assert uncut[0] == exact[0]
 
 
 def test_case_white_space_and_composition_do_not_matter(bpe: Tokenizer) -> None:
