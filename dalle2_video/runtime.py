@@ -19,6 +19,8 @@ class RuntimeConfig:
     """Samples a rank computes at once; None: the whole share of the rank, without gradient accumulation."""
     workers: int = 0
     """Loader processes a rank; 0 loads in the training process."""
+    prefetch: int = 2
+    """Batches that each loader process prepares ahead; 1 or more. Without loader processes none is."""
     checkpoint_every: int = 500
     """Steps between periodic checkpoints; greater than 0."""
     log_every: int = 10
@@ -31,7 +33,7 @@ class RuntimeConfig:
     """CPU threads a rank; 0 shares the machine's cores among its ranks."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "checkpoint_every", "log_every", "validate_every")
+        require_positive(self, "prefetch", "checkpoint_every", "log_every", "validate_every")
         require(self.workers >= 0, "workers", self.workers, "must be 0 or more")
         require(self.torch_threads >= 0, "torch_threads", self.torch_threads, "must be 0 or more")
         if self.micro_batch is not None:

@@ -55,8 +55,11 @@ def poison(
 ) -> list[AttemptRecord] | None:
     """Return the failures that poison a run, or None: three in a row of one group."""
     commits = list(commits)
-    for group in sorted({attempt.claim.get("group", 0) for attempt in attempts}):
-        row = fruitless_failures(attempts, commits, group=group, after=after)
+    groups: dict[int, list[AttemptRecord]] = {}
+    for attempt in attempts:  # one pass: an array may have a thousand groups
+        groups.setdefault(attempt.claim.get("group", 0), []).append(attempt)
+    for group in sorted(groups):
+        row = fruitless_failures(groups[group], commits, group=group, after=after)
         if len(row) >= FAILURES_TO_POISON:
             return row
     return None
@@ -70,11 +73,12 @@ def decide(
     commits: Sequence[Commit],
     retry: bool,
     forgiven: int = 0,
+    tasks_done: int = 0,
 ) -> Decision:
     """Decide what a launch command does.
 
     liveness: what the queue says of each job that was ever submitted for the run; retry: the user gave `--retry`;
-    forgiven: newest attempt at the time of an earlier `--retry`.
+    forgiven: newest attempt at the time of an earlier `--retry`; tasks_done: finished tasks of an array.
     """
     states = list(liveness)
     if done:
@@ -97,6 +101,8 @@ def decide(
         )
     if commits:
         return Decision(action="launch", reason=f"resumes at step {commits[-1].step}")
+    if tasks_done:
+        return Decision(action="launch", reason=f"goes on; finished tasks stay: {tasks_done}")
     return Decision(action="launch", reason="starts" if not attempts else "starts again: nothing was committed yet")
 
 
@@ -107,7 +113,7 @@ def at_work(attempts: Sequence[AttemptRecord], *, newest_intent: int) -> frozens
     """
     return frozenset(
         attempt.number
-        for attempt in _newest_of_groups(attempts)
+        for attempt in newest_of_groups(attempts)
         if attempt.end is None and attempt.claim.get("intent") == newest_intent
     )
 
@@ -126,12 +132,18 @@ def state(decision: Decision, attempts: Sequence[AttemptRecord], *, newest_inten
     if decision.action == "attach":
         if at_work(attempts, newest_intent=newest_intent):
             return "running"
-        ours = [attempt for attempt in _newest_of_groups(attempts) if attempt.claim.get("intent") == newest_intent]
+        ours = [attempt for attempt in newest_of_groups(attempts) if attempt.claim.get("intent") == newest_intent]
         kinds = {(attempt.end or {}).get("kind") for attempt in ours}
         return "stopped" if "stopped" in kinds and kinds <= {"stopped", "done"} else "queued"
-    ends = [attempt.end for attempt in _newest_of_groups(attempts)]
+    ends = [attempt.end for attempt in newest_of_groups(attempts)]
     return "failed" if any(end is None or end["kind"] not in FREE_ENDS for end in ends) else "stopped"
 
 
-def _newest_of_groups(attempts: Sequence[AttemptRecord]) -> list[AttemptRecord]:
-    return list({attempt.claim.get("group", 0): attempt for attempt in attempts}.values())
+def newest_of_groups(attempts: Sequence[AttemptRecord]) -> list[AttemptRecord]:
+    """Return the newest attempt of each array group (one for a training) of the newest intent that has any attempt.
+
+    Each intent shares out what is missing anew: group 3 of one is not group 3 of the next.
+    """
+    newest = max((attempt.claim.get("intent", 0) for attempt in attempts), default=0)
+    ours = [attempt for attempt in attempts if attempt.claim.get("intent", 0) == newest]
+    return list({attempt.claim.get("group", 0): attempt for attempt in ours}.values())

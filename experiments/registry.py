@@ -16,7 +16,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -202,15 +202,21 @@ class Run:
 
     def attempts(self) -> list[AttemptRecord]:
         """All attempts in order."""
+        return [self.attempt(number) for number in self._attempt_numbers()]
+
+    def attempt(self, number: int) -> AttemptRecord:
+        """Return one attempt."""
         folder = self.folder / "attempts"
-        return [
-            AttemptRecord(
-                number=number,
-                claim=files.read_json(folder / f"{number:04d}.json") or {},
-                end=files.read_json(folder / f"{number:04d}.end.json"),
-            )
-            for number in self._attempt_numbers()
-        ]
+        return AttemptRecord(
+            number=number,
+            claim=files.read_json(folder / f"{number:04d}.json") or {},
+            end=files.read_json(folder / f"{number:04d}.end.json"),
+        )
+
+    def open_attempts(self) -> list[AttemptRecord]:
+        """Attempts that have not ended with a word, in order; the others' files are not read."""
+        names = set(files.names_in(self.folder / "attempts"))
+        return [self.attempt(number) for number in self._attempt_numbers() if f"{number:04d}.end.json" not in names]
 
     def _attempt_numbers(self) -> list[int]:
         names = files.names_in(self.folder / "attempts")
@@ -239,8 +245,15 @@ class Run:
 
     def intents(self) -> list[Intent]:
         """All intents, oldest first."""
+        return [self.intent(number) for number in self._intent_numbers()]
+
+    def _intent_numbers(self) -> list[int]:
         names = files.names_in(self.folder / "intent")
-        return [self.intent(int(name[:4])) for name in names if re.fullmatch(r"\d{4}\.json", name)]
+        return [int(name[:4]) for name in names if re.fullmatch(r"\d{4}\.json", name)]
+
+    def newest_intent(self) -> int:
+        """Number of the newest intent; 0 where there is none."""
+        return max(self._intent_numbers(), default=0)
 
     def intent(self, number: int) -> Intent:
         """Return one intent."""
@@ -262,11 +275,25 @@ class Run:
         """Record the job that an intent became."""
         files.write_atomic(self.folder / "intent" / f"{number:04d}.job.json", files.encode(job))
 
+    def prepared(self) -> bool:
+        """Return whether an array's first step is done, without which no task can start."""
+        return (self.folder / "prepared.json").exists()
+
+    def mark_prepared(self) -> None:
+        """Record an array's first step as done."""
+        files.create_exclusive(self.folder / "prepared.json", files.encode({}))
+
+    def task_file(self, task: int) -> Path:
+        """Where an array run records a task as finished."""
+        return self.folder / "tasks" / f"{task:05d}.json"
+
+    def task_record(self, task: int) -> dict[str, Any] | None:
+        """Return the record of one task of an array run, None where it is not finished."""
+        return files.read_json(self.task_file(task))
+
     def task_records(self) -> dict[int, dict[str, Any]]:
         """Records of the finished tasks of an array run, by task."""
-        folder = self.folder / "tasks"
-        names = [name for name in files.names_in(folder) if name.endswith(".json")]
-        return {int(name.removesuffix(".json")): files.read_json(folder / name) or {} for name in names}
+        return {task: self.task_record(task) or {} for task in sorted(self.tasks_done())}
 
     def tasks_done(self) -> set[int]:
         """Finished tasks of an array run, without reading their records."""
@@ -274,7 +301,18 @@ class Run:
 
     def finish_task(self, task: int, record: dict[str, Any]) -> None:
         """Record a task as finished; the first record stays."""
-        files.create_exclusive(self.folder / "tasks" / f"{task:05d}.json", files.encode(record))
+        files.create_exclusive(self.task_file(task), files.encode(record))
+
+    def forget_tasks(self, tasks: Iterable[int], *, preparation: bool = False) -> None:
+        """Remove the records of tasks, with `preparation` also that of the first step: a launch does them again.
+
+        DONE goes last: killed in between, the run still counts as done and nothing joins records that are not whole.
+        """
+        gone = [self.folder / "prepared.json"] if preparation else []
+        for file in [*gone, *(self.task_file(task) for task in sorted(set(tasks))), self.folder / "DONE"]:
+            if file.exists():
+                file.unlink()
+                files.fsync_folder(file.parent)
 
     def stop_requested(self) -> bool:
         """Return whether somebody asked the run to stop."""
@@ -287,6 +325,18 @@ class Run:
     def clear_stop(self) -> None:
         """Take the request back; a new launch does."""
         (self.folder / "STOP").unlink(missing_ok=True)
+
+    def beat(self, attempt: int) -> dict[str, Any] | None:
+        """Return what an attempt said last, None where it said nothing yet or is saying it just now."""
+        try:
+            return json.loads((self.folder / f"beat.{attempt:04d}").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def events(self) -> list[dict[str, Any]]:
+        """Events of all attempts, by attempt."""
+        names = [name for name in files.names_in(self.folder) if re.fullmatch(r"events\.\d+\.jsonl", name)]
+        return [record for name in names for record in read_jsonl(self.folder / name)]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Training metrics of all attempts by step; where a step was done twice, the later attempt's record counts."""

@@ -45,11 +45,15 @@ class ArrayOptions:
     """How an array's tasks are shared out."""
 
     tasks: int = 2
-    """Jobs that share the run's tasks; on this machine they run side by side; 1 or more."""
+    """Jobs that share the run's tasks that are not done yet; 1 or more."""
+    parallel: int = 0
+    """Jobs that run at once; 0 or more. 0: on Slurm as many as it starts, on this machine one a core."""
 
     def __post_init__(self) -> None:
         if self.tasks < 1:
             raise ValueError(f"--tasks {self.tasks} must be 1 or more")
+        if self.parallel < 0:
+            raise ValueError(f"--parallel {self.parallel} must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,8 @@ class Arguments:
     options: LaunchOptions
     parents: dict[str, str]
     """Run ids given by the user, by stage."""
-    tasks: int
+    array: ArrayOptions
+    """Of a training nothing reads it."""
     data_root: str
     command: Callable[[str], str]
     """The command that launches another stage with the same options of the recipe."""
@@ -117,7 +122,7 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
         placement=parsed.placement,
         options=parsed.options,
         parents={stage: given for stage, given in vars(getattr(parsed, "parents", None) or _Empty()).items() if given},
-        tasks=parsed.array.tasks if hasattr(parsed, "array") else 1,
+        array=getattr(parsed, "array", ArrayOptions()),
         data_root=parsed.files.data_root if hasattr(parsed, "files") else "",
         command=command,
     )

@@ -6,12 +6,16 @@ own parents: a decoder of one CLIP never meets the prior of another.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.identity import Parent
 from experiments.registry import Registry, Run
 from launch.stages import STAGES, StageInfo
+
+IMPORT_COMMAND = "import_command"
+"""Input of a preprocess run that tools/import_h5.py made: the command line that goes on with it."""
 
 
 def resolve(
@@ -60,10 +64,19 @@ def _newest(
         return max(finished, key=lambda pair: pair[0])[1]
     if matching:
         raise ValueError(
-            f"{matching[-1].name} is not finished; go on with it: {command_for(stage)}\n"
+            f"{matching[-1].name} is not finished; go on with it: {_command(matching[-1], command_for)}\n"
             f"(its log: {matching[-1].folder / 'logs'})"
         )
     raise ValueError(f"no {stage} run matches this recipe in {registry.home}; make one: {command_for(stage)}")
+
+
+def _command(run: Run, command_for: Callable[[str], str]) -> str:
+    """Return the command that goes on with an unfinished run; what it was made from is in its inputs."""
+    inputs = run.spec.inputs
+    if IMPORT_COMMAND in inputs:
+        return inputs[IMPORT_COMMAND]
+    command = command_for(run.spec.stage)
+    return f"{command} --data-root {shlex.quote(inputs['data_root'])}" if "data_root" in inputs else command
 
 
 def _conflict(run: Run, pinned: Mapping[str, Parent]) -> str | None:

@@ -18,12 +18,11 @@ from typing import Any
 
 from rich.console import Console
 
-from dalle2_video.config import Recipe
 from dalle2_video.data_config import DataConfig
-from experiments import files, identity
+from experiments import files, identity, reconcile
 from experiments.identity import Parent
 from experiments.registry import Intent, Registry, Run, RunSpec, default_home
-from launch import estimate, parents
+from launch import array_progress, estimate, parents
 from launch.arguments import Arguments, parse, to_dict_or_value
 from launch.progress import follow
 from launch.stages import STAGES, StageInfo
@@ -58,6 +57,8 @@ class _Planned:
     spec: RunSpec
     num_tasks: int
     """Tasks of an array; 0 for a training."""
+    num_clips: int
+    """Clips that the tasks share out; 0 where their work is not clips."""
     manifest: list[list[Any]] | None
     """Preprocessing: id, path below the data root and bytes of every clip."""
 
@@ -80,7 +81,7 @@ def _launch(info: StageInfo, arguments: Arguments) -> int:
     run = registry.create(planned.spec)
     if planned.manifest is not None:
         files.create_exclusive(run.folder / MANIFEST, files.encode(planned.manifest))
-    return _start_or_attach(run, info, arguments, planned.num_tasks)
+    return _start_or_attach(run, info, arguments, planned)
 
 
 def _check_batch(info: StageInfo, arguments: Arguments) -> None:
@@ -109,6 +110,7 @@ def _plan(registry: Registry, info: StageInfo, arguments: Arguments) -> _Planned
     found = parents.resolve(registry, info, expected, arguments.parents, arguments.command)
     pinned: dict[str, Parent] = {stage: run.as_parent() for stage, run in found.items()}
     parts = {part: getattr(recipe, part) for part in info.parts}
+    num_clips = _num_clips(info, manifest, found)
     return _Planned(
         spec=RunSpec(
             stage=info.name,
@@ -119,18 +121,20 @@ def _plan(registry: Registry, info: StageInfo, arguments: Arguments) -> _Planned
             parents=pinned,
             inputs=inputs,
         ),
-        num_tasks=0 if info.training else _num_tasks(info, recipe, manifest, found),
+        num_tasks=recipe.sample.num_tasks if info.name == "sample" else -(-num_clips // recipe.data.clips_per_shard),
+        num_clips=num_clips,
         manifest=manifest,
     )
 
 
-def _num_tasks(info: StageInfo, recipe: Recipe, manifest: list[list[Any]] | None, found: dict[str, Run]) -> int:
-    if info.name == "sample":
-        return recipe.sample.num_tasks
+def _num_clips(info: StageInfo, manifest: list[list[Any]] | None, found: dict[str, Run]) -> int:
+    """Clips that an array's tasks share out; 0 where its work is not clips."""
+    if info.training or info.name == "sample":
+        return 0
     if manifest is None:
         manifest = files.read_json(found["preprocess"].folder / MANIFEST)
     assert manifest is not None
-    return -(-len(manifest) // recipe.data.clips_per_shard)
+    return len(manifest)
 
 
 def _plain(parts: dict[str, Any]) -> dict[str, Any]:
@@ -145,11 +149,10 @@ def _scan(data_root: str, data: DataConfig) -> tuple[list[list[Any]], str]:
             "--data-root is missing: the folder that holds videos/ and texts/ as CelebV-Text lays them out"
         )
     clips = scan(Path(data_root), data)
-    manifest = [[clip.clip_id, str(clip.path.relative_to(data_root)), clip.size_bytes] for clip in clips]
-    return manifest, fingerprint(clips)
+    return [clip.to_row(Path(data_root)) for clip in clips], fingerprint(clips)
 
 
-def _start_or_attach(run: Run, info: StageInfo, arguments: Arguments, num_tasks: int) -> int:
+def _start_or_attach(run: Run, info: StageInfo, arguments: Arguments, planned: _Planned) -> int:
     while True:
         intents = run.intents()
         decision = run_state.decision(run, intents, retry=arguments.options.retry)
@@ -162,16 +165,11 @@ def _start_or_attach(run: Run, info: StageInfo, arguments: Arguments, num_tasks:
             continue
         if decision.action == "launch":
             number = len(intents) + 1
-            if not run.claim_intent(number, _request(run, info, arguments, intents, num_tasks)):
+            if not run.claim_intent(number, _request(run, info, arguments, intents, planned)):
                 continue  # another launcher was quicker: look again
             run.clear_stop()
             console.print(f"[bold]{run.name}[/bold]: {decision.reason}")
-            groups = len(run.intent(number).request["groups"])
-            record = executor.submit(
-                run.folder, f"{info.name}-{run.spec.id}", number, groups, arguments.placement, training=info.training
-            )
-            run.resolve_intent(number, record)
-            _describe_job(run, record)
+            _submit(run, info, arguments, number)
         else:
             console.print(f"[bold]{run.name}[/bold]: {decision.reason}")
         local = arguments.placement.resolved_cluster() == "local"
@@ -193,19 +191,46 @@ def _wait_for_stop(run: Run) -> None:
         time.sleep(1)
 
 
-def _describe_job(run: Run, record: dict[str, Any]) -> None:
-    what = f"Slurm job {record['id']}" if record["executor"] == "slurm" else f"process {record['pid']}"
+def _submit(run: Run, info: StageInfo, arguments: Arguments, number: int) -> None:
+    """Submit what an intent asks for; every job is on record as soon as it is known."""
+    groups = len(run.intent(number).request["groups"])
+    submission = executor.submit(
+        run.folder,
+        f"{info.name}-{run.spec.id}",
+        number,
+        groups,
+        arguments.placement,
+        training=info.training,
+        parallel=arguments.array.parallel,
+        on_job=lambda record: run.resolve_intent(number, record),
+    )
+    record = submission.record
+    if record["executor"] == "slurm":
+        what = f"Slurm job{'s' * (len(record['ids']) > 1)} {', '.join(record['ids'])}"
+    else:
+        what = f"process {record['pid']}"
+    if not info.training:
+        what += f", {submission.groups} group{'s' * (submission.groups != 1)} of tasks"
     console.print(f"  {what}; logs: {run.folder / 'logs'}")
+    if submission.refused:
+        print(
+            f"caution: sbatch refused {groups - submission.groups} of {groups} groups: {submission.refused}\n"
+            "The others run; once they have ended, the same command submits what is missing (fewer jobs: --tasks)",
+            file=sys.stderr,
+        )
 
 
 def _request(
-    run: Run, info: StageInfo, arguments: Arguments, intents: Sequence[Intent], num_tasks: int
+    run: Run, info: StageInfo, arguments: Arguments, intents: Sequence[Intent], planned: _Planned
 ) -> dict[str, Any]:
-    shared = max(1, min(arguments.tasks, num_tasks))
+    missing = sorted(set(range(planned.num_tasks)) - run.tasks_done())
     forgiven = run.newest_attempt() if arguments.options.retry else run_state.forgiven(intents)
     return {
         "training": info.training,
-        "groups": [[]] if info.training else [list(range(group, num_tasks, shared)) for group in range(shared)],
+        "groups": share_out(missing, arguments.array.tasks),
+        "num_tasks": planned.num_tasks,
+        "num_clips": planned.num_clips,
+        "parallel": arguments.array.parallel,
         "world_size": arguments.placement.world_size if info.training else 1,
         "runtime": to_dict_or_value(arguments.runtime),
         "placement": to_dict_or_value(arguments.placement),
@@ -214,6 +239,15 @@ def _request(
         "data_root": str(Path(arguments.data_root).absolute()) if arguments.data_root else None,
         "launcher": process_record(os.getpid()),
     }
+
+
+def share_out(missing: Sequence[int], jobs: int) -> list[list[int]]:
+    """Return the tasks of each group: `jobs` groups, or one a task where there are fewer tasks.
+
+    Without any task one empty group is left, which does the array's last step; a training's only group is that too.
+    """
+    groups = max(1, min(jobs, len(missing)))
+    return [list(missing[group::groups]) for group in range(groups)]
 
 
 def _wait(run: Run, *, stop_on_interrupt: bool) -> int:
@@ -229,14 +263,21 @@ def _wait(run: Run, *, stop_on_interrupt: bool) -> int:
         return INTERRUPTED
     if run.done() is not None:
         return _report_done(run)
-    newest = run.intents()[-1].number
-    ends = [attempt.end for attempt in run.attempts() if attempt.claim["intent"] == newest and attempt.end]
+    intent = run.intents()[-1]
     silent = {"kind": "error", "message": "it ended without a word"}
-    # Of an array's groups the one that tells what to mend.
-    last = next((end for end in ends if end.get("exit_code") == USER_ERROR), ends[-1] if ends else silent)
-    if last["kind"] == "stopped":
+    ours = [attempt for attempt in run.attempts() if attempt.claim["intent"] == intent.number]
+    ends = [attempt.end or silent for attempt in reconcile.newest_of_groups(ours)]
+    failures = [end for end in ends if end["kind"] not in reconcile.FREE_ENDS]
+    if not failures and (run.stop_requested() or any(end["kind"] == "stopped" for end in ends)):
         console.print("stopped; the same command goes on from there")
         return 0
+    if ends and not failures and not intent.request["training"]:
+        tasks = array_progress.num_tasks(intent)
+        left = f"{tasks - len(run.tasks_done())} of {tasks} tasks are left; the same command goes on with them"
+        failures = [{"kind": "error", "message": left}]
+    # Of an array's groups the one that tells what to mend.
+    ends = failures or ends or [silent]
+    last = next((end for end in ends if end.get("exit_code") == USER_ERROR), ends[-1])
     print(f"error: {run.name}: {last.get('message', last['kind'])}\n(logs: {run.folder / 'logs'})", file=sys.stderr)
     return USER_ERROR if last.get("exit_code") == USER_ERROR else 1
 
@@ -253,15 +294,30 @@ def _report_done(run: Run) -> int:
 
 def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, planned: _Planned) -> int:
     folder = registry.folder_of(planned.spec)
+    tasks_done = 0
     if folder.exists():
         run = Run(folder)
         decision = run_state.decision(run, run.intents(), retry=arguments.options.retry)
+        tasks_done = len(run.tasks_done())
         console.print(f"[bold]{run.name}[/bold]: {decision.action}: {decision.reason}")
     else:
         console.print(f"[bold]{info.name}/{folder.name}[/bold]: launch: a new run")
     for stage, parent in planned.spec.parents.items():
         console.print(f"  parent {stage}: {parent.id}, digest {parent.digest[:16]}")
     estimate.show(console, info, arguments)
+    if info.name == "preprocess":
+        from launch import preprocess_estimate  # loads the decoder, which no other launcher needs
+
+        preprocess_estimate.show(console, arguments, registry.home, tasks_done)
     if arguments.placement.resolved_cluster() == "slurm":
-        console.print(executor.sbatch_text(folder, info.name, arguments.placement, training=info.training))
+        groups = max(1, min(arguments.array.tasks, planned.num_tasks - tasks_done))
+        text = executor.sbatch_text(
+            folder,
+            info.name,
+            arguments.placement,
+            training=info.training,
+            groups=groups,
+            parallel=arguments.array.parallel,
+        )
+        console.print(text, markup=False)
     return 0

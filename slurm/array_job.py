@@ -19,6 +19,7 @@ from dalle2_video.data_config import DataConfig
 from dalle2_video.task_array import Published, TaskArray
 from experiments import files, identity
 from experiments.registry import Attempt, Run
+from experiments.task_facts import event_of
 from slurm.attempt import claim, leave_slurm, parents_of, record_failure
 
 
@@ -58,20 +59,20 @@ class Worker:
         stop: asked before each task; on_task: told a task and the share of it done. Returns False where it was stopped.
         """
         run, array = self.run, self.array
-        if not (run.folder / "prepared.json").exists():
+        if not run.prepared():
             with _Staging(array.root) as staging:
                 _publish(array.prepare(staging), array.root)
-            files.create_exclusive(run.folder / "prepared.json", files.encode({}))
+            run.mark_prepared()
         done = run.tasks_done()
         mine = [task for task in tasks if task not in done]
         for task in mine:
             if stop():
                 return False
             with _Staging(array.root) as staging:
-                published, record = array.run_task(
-                    task, staging, functools.partial(self._progress, task, len(mine), on_task)
-                )
+                published, record = array.run_task(task, staging, functools.partial(self._progress, task, on_task))
                 _publish(published, array.root)
+            # Before the record: whoever finds the task finished finds its sum.
+            self.attempt.append("events", event_of(task, record))
             run.finish_task(task, record)
             self.finished += 1
         if len(run.tasks_done()) == array.num_tasks and run.done() is None:
@@ -82,8 +83,8 @@ class Worker:
             run.mark_done(summary | {"digest": identity.digest([records[task] for task in sorted(records)])})
         return True
 
-    def _progress(self, task: int, tasks: int, on_task: Callable[[int, float], None] | None, share: float) -> None:
-        self.attempt.beat({"group": self.group, "tasks": self.finished + share, "of": tasks})
+    def _progress(self, task: int, on_task: Callable[[int, float], None] | None, share: float) -> None:
+        self.attempt.beat({"task": task, "share": share})
         if on_task is not None:
             on_task(task, share)
 
@@ -116,7 +117,7 @@ def _task_array(run: Run, request: dict[str, Any], group: int) -> TaskArray:
         data_root = Path(request["data_root"])
         manifest = files.read_json(run.folder / "manifest.json")
         assert manifest is not None
-        clips = [ClipFile(clip_id=clip_id, path=data_root / path, size_bytes=size) for clip_id, path, size in manifest]
+        clips = [ClipFile.from_row(row, data_root) for row in manifest]
         return PreprocessArray(root=run.folder / "store", data_root=data_root, clips=clips, config=data)
 
     import torch

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 ATTEMPT_VARIABLE = "DALLE2_VIDEO_ATTEMPT"
 SUPERVISOR_VARIABLE = "DALLE2_VIDEO_SUPERVISOR"
+SLURM_VARIABLES = (
+    "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST"
+)  # fmt: skip
 USER_ERROR = 2
 REQUEUE_TRIES = 5
 WAIT_TO_BE_KILLED_S = 3600
@@ -34,7 +37,7 @@ def claim(run: Run, intent: int, request: dict[str, Any], group: int) -> int:
     supervised = os.environ.get(ATTEMPT_VARIABLE)
     if supervised is not None:
         return int(supervised)
-    job = {name: os.environ.get(name) for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST")}
+    job = {name: os.environ[name] for name in SLURM_VARIABLES if name in os.environ}
     return run.claim_attempt(
         {"intent": intent, "group": group, "world_size": request["world_size"], "slurm": job}
     ).number

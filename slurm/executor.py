@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import submitit
 from submitit.core.utils import FailedJobError
 
-from slurm import job, local
+from slurm import job, job_state, local
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LOCAL_TIME_LIMIT_MIN = 60 * 24 * 30
@@ -95,21 +96,38 @@ def _slurm_executor(folder: Path, name: str, placement: Placement, *, training: 
     return executor
 
 
-def submit(run_folder: Path, name: str, intent: int, groups: int, placement: Placement, *, training: bool) -> dict:
-    """Submit what an intent asks for; return the job record.
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What became of a submission."""
 
-    groups: array tasks (1 for training). Raises ValueError with sbatch's words where Slurm refuses the job.
+    record: dict[str, Any]
+    """The job record: of Slurm the ids of all arrays, of this machine the supervisor's process."""
+    groups: int
+    """Groups that were submitted, the first ones of the intent's."""
+    refused: str = ""
+    """Slurm's words where it took some arrays and refused the next."""
+
+
+def submit(
+    run_folder: Path,
+    name: str,
+    intent: int,
+    groups: int,
+    placement: Placement,
+    *,
+    training: bool,
+    parallel: int = 0,
+    on_job: Callable[[dict[str, Any]], None],
+) -> Submission:
+    """Submit what an intent asks for.
+
+    groups: array groups (1 for training); parallel: groups that may run at once, 0 for no limit; on_job: takes the job
+    record as soon as there is one and whenever it grows, so that what is submitted is never lost. Raises ValueError
+    with sbatch's words where Slurm refuses the job and nothing was submitted.
     """
     logs = run_folder / "logs"
     if placement.resolved_cluster() == "slurm":
-        executor = _slurm_executor(logs, name, placement, training=training)
-        try:
-            jobs = executor.map_array(job.main, [str(run_folder)] * groups, [intent] * groups, range(groups))
-        except FailedJobError as error:
-            raise ValueError(
-                f"sbatch refused the job: {str(error).strip()}; mend it, then run the same command"
-            ) from error
-        return {"executor": "slurm", "id": jobs[0].job_id.split("_")[0]}
+        return _submit_arrays(run_folder, name, intent, groups, placement, training, parallel, on_job)
     executor = submitit.AutoExecutor(logs, cluster="local")
     executor.update_parameters(timeout_min=LOCAL_TIME_LIMIT_MIN, name=name, stderr_to_stdout=True)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
@@ -120,10 +138,66 @@ def submit(run_folder: Path, name: str, intent: int, groups: int, placement: Pla
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return local.process_record(int(submitted.job_id))
+    record = local.process_record(int(submitted.job_id))
+    on_job(record)
+    return Submission(record=record, groups=groups)
 
 
-def sbatch_text(run_folder: Path, name: str, placement: Placement, *, training: bool) -> str:
-    """Return the sbatch file that `submit` would hand to Slurm, for `--dry-run`."""
+def _submit_arrays(
+    run_folder: Path,
+    name: str,
+    intent: int,
+    groups: int,
+    placement: Placement,
+    training: bool,
+    parallel: int,
+    on_job: Callable[[dict[str, Any]], None],
+) -> Submission:
+    shares = split(groups, job_state.max_array_size() if groups > 1 else 1)
+    ids: list[str] = []
+    first = 0
+    for number, size in enumerate(shares):
+        executor = _slurm_executor(run_folder / "logs", name, placement, training=training)
+        executor.update_parameters(slurm_array_parallelism=_throttle(parallel, number, shares))
+        mine = range(first, first + size)
+        try:
+            jobs = executor.map_array(job.main, [str(run_folder)] * size, [intent] * size, mine)
+        except FailedJobError as error:
+            words = str(error).strip()
+            if ids:
+                return Submission(record=_slurm_record(ids), groups=first, refused=words)
+            fewer = " (or ask for fewer jobs: --tasks)" if groups > 1 else ""
+            raise ValueError(f"sbatch refused the job: {words}; mend it{fewer}, then run the same command") from error
+        ids.append(jobs[0].job_id.split("_")[0])
+        on_job(_slurm_record(ids))
+        first += size
+    return Submission(record=_slurm_record(ids), groups=groups)
+
+
+def _slurm_record(ids: list[str]) -> dict[str, Any]:
+    return {"executor": "slurm", "ids": list(ids)}
+
+
+def split(groups: int, max_array_size: int) -> list[int]:
+    """Return the sizes of as few arrays as hold `groups`, none above `max_array_size`, equal but for one."""
+    arrays = -(-groups // max_array_size)
+    return [groups // arrays + (number < groups % arrays) for number in range(arrays)]
+
+
+def _throttle(parallel: int, number: int, shares: list[int]) -> int:
+    """Jobs of array `number` that may run at once: its share of `parallel`, and at least one."""
+    if not parallel:
+        return shares[number]
+    return max(1, parallel // len(shares) + (number < parallel % len(shares)))
+
+
+def sbatch_text(
+    run_folder: Path, name: str, placement: Placement, *, training: bool, groups: int = 1, parallel: int = 0
+) -> str:
+    """Return the (first) sbatch file that `submit` would hand to Slurm, for `--dry-run`."""
     executor = _slurm_executor(run_folder / "logs", name, placement, training=training)._executor
+    if groups > 1:
+        shares = split(groups, job_state.max_array_size())
+        executor.update_parameters(array_parallelism=_throttle(parallel, 0, shares))
+        executor.parameters["map_count"] = shares[0]
     return executor._make_submission_file_text(executor._submitit_command_str, "dry-run")

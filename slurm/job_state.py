@@ -1,9 +1,11 @@
-"""Is the job alive? squeue first, sacct second; what cannot be known is "unknown", never "gone"."""
+"""What Slurm says. Is the job alive? squeue first, sacct second; what cannot be known is "unknown", never "gone"."""
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.reconcile import Liveness
@@ -14,6 +16,7 @@ _ENDED = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
 )
 _QUERY_TIMEOUT_S = 30
+_DEFAULT_MAX_ARRAY_SIZE = 1001
 
 
 def of_intent(intent: Intent) -> Liveness:
@@ -23,7 +26,7 @@ def of_intent(intent: Intent) -> Liveness:
         return of_process(intent.request["launcher"])
     if intent.job["executor"] == "local":
         return of_process(intent.job)
-    return of_slurm_job(intent.job["id"])
+    return of_slurm_jobs(intent.job["ids"])
 
 
 def of_process(record: dict[str, Any]) -> Liveness:
@@ -33,17 +36,32 @@ def of_process(record: dict[str, Any]) -> Liveness:
     return "alive" if start_ticks(record["pid"]) == record["start_ticks"] is not None else "gone"
 
 
-def of_slurm_job(job_id: str) -> Liveness:
-    """Tell whether a Slurm job, or any task of an array, is in the queue."""
-    queued = _ask(["squeue", "--noheader", "--format=%T", "--jobs", job_id])
+def of_slurm_jobs(job_ids: Sequence[str]) -> Liveness:
+    """Tell whether any of several Slurm jobs, or any task of one that is an array, is in the queue."""
+    jobs = ",".join(job_ids)
+    queued = _ask(["squeue", "--noheader", "--format=%T", "--jobs", jobs])
     if queued is not None and queued.strip():
-        states = queued.split()
-        return "gone" if all(state in _ENDED for state in states) else "alive"
-    recorded = _ask(["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", "--jobs", job_id])
-    states = [line.split()[0] for line in (recorded or "").splitlines() if line.strip()]
-    if states:
-        return "gone" if all(state in _ENDED for state in states) else "alive"
-    return "unknown"
+        return "gone" if all(state in _ENDED for state in queued.split()) else "alive"
+    recorded = _ask(["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", "--jobs", jobs])
+    # `4711_3|CANCELLED by 1000`: task 3 of array 4711
+    lines = [line.strip().split("|") for line in (recorded or "").splitlines() if line.strip()]
+    if any(state.split()[0] not in _ENDED for _, state in lines):
+        return "alive"
+    known = {job.split("_")[0] for job, _ in lines}
+    return "gone" if known >= set(job_ids) else "unknown"
+
+
+def max_array_size() -> int:
+    """Return how many jobs one Slurm array holds: indices count from 0 and stay below the cluster's MaxArraySize."""
+    answer = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask(["scontrol", "show", "config"]) or "", re.MULTILINE)
+    # 0 means that the cluster takes no arrays.
+    return max(1, int(answer[1])) if answer else _DEFAULT_MAX_ARRAY_SIZE
+
+
+def try_cancel_queued(intent: Intent) -> None:
+    """Take those Slurm jobs of an intent out of the queue that have not started: they have nothing to save."""
+    if intent.job is not None and intent.job["executor"] == "slurm":
+        _ask(["scancel", "--state=PENDING", *intent.job["ids"]])
 
 
 def _ask(command: list[str]) -> str | None:

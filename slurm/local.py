@@ -1,8 +1,8 @@
 """One machine without Slurm: a supervisor process plays Slurm's part.
 
-It starts the ranks of a training (or the groups of an array), ends the others when one dies, records a death that the
-dead could not record, and starts the next attempt unless the run is done, stopped or poisoned. Ranks die with it
-(PR_SET_PDEATHSIG), so that nothing trains unsupervised.
+It starts the ranks of a training (or the groups of an array, as many at once as there are cores), ends the others when
+one dies, records a death that the dead could not record, and starts the next attempt unless the run is done, stopped or
+poisoned. Ranks die with it (PR_SET_PDEATHSIG), so that nothing trains unsupervised.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reconcile import poison
+from experiments.reconcile import FAILURES_TO_POISON, fruitless_failures
 from experiments.registry import Attempt, Run
 from slurm import logs
 from slurm.attempt import ATTEMPT_VARIABLE, SUPERVISOR_VARIABLE
 
 POLL_S = 0.1
 GRACE_S = 5.0
+GIVEN_UP_TO_END = 3
 
 
 def start_ticks(pid: int) -> int | None:
@@ -52,11 +55,28 @@ def supervise(run_folder: str, intent: int, visible_gpus: str | None) -> None:
     run = Run(Path(run_folder))
     run.resolve_intent(intent, process_record(os.getpid()))
     request = run.intent(intent).request
+    groups = len(request["groups"])
+    at_once = min(groups, request.get("parallel", 0) or len(os.sched_getaffinity(0)))
     units = [
-        _Unit(run, intent, request, group, ranks=request["world_size"], others=len(request["groups"]))
-        for group in range(len(request["groups"]))
+        _Unit(run, intent, request, group, ranks=request["world_size"], at_once=at_once) for group in range(groups)
     ]
-    while any([unit.poll() for unit in units]):  # noqa: C419 - every unit is polled, not just up to the first alive
+    _work_off(run, units, at_once)
+
+
+def _work_off(run: Run, units: Sequence[_Unit], at_once: int) -> None:
+    """Bring units to their end, `at_once` at a time.
+
+    No further ones are started once the run was asked to stop or enough were given up to show that it is not them.
+    """
+    waiting, working = deque(units), list[_Unit]()
+    while waiting or working:
+        while waiting and len(working) < at_once:
+            users_to_mend = any(unit.users_to_mend for unit in units)
+            if run.stop_requested() or users_to_mend or sum(unit.given_up for unit in units) >= GIVEN_UP_TO_END:
+                waiting.clear()
+            else:
+                working.append(waiting.popleft())
+        working = [unit for unit in working if unit.poll()]
         time.sleep(POLL_S)
 
 
@@ -69,12 +89,16 @@ def _free_port() -> int:
 class _Unit:
     """The ranks of one training, or the one process of an array group."""
 
-    def __init__(self, run: Run, intent: int, request: dict[str, Any], group: int, *, ranks: int, others: int) -> None:
+    def __init__(self, run: Run, intent: int, request: dict[str, Any], group: int, *, ranks: int, at_once: int) -> None:
         self.run, self.intent, self.request, self.group = run, intent, request, group
-        self.ranks, self.others = ranks, others
+        self.ranks, self.at_once = ranks, at_once
         self.processes: list[subprocess.Popen[bytes]] = []
         self.attempt: Attempt | None = None
         self.over = False
+        self.given_up = False
+        """Over because it failed again and again."""
+        self.users_to_mend = False
+        """Over because its user has to mend something."""
 
     def poll(self) -> bool:
         """Start, watch, restart; return whether the unit is still at work."""
@@ -112,7 +136,7 @@ class _Unit:
             "LOCAL_WORLD_SIZE": str(self.ranks),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()),
-            "OMP_NUM_THREADS": str(max(1, cores // (self.ranks * self.others))),
+            "OMP_NUM_THREADS": str(max(1, cores // (self.ranks * self.at_once))),
             # A stale lock of a compile cache in a shared home hangs every later run.
             "TORCH_EXTENSIONS_DIR": str(caches / "torch_extensions"),
             "TRITON_CACHE_DIR": str(caches / "triton"),
@@ -145,10 +169,12 @@ class _Unit:
         """Decide what follows the end of the attempt."""
         assert self.attempt is not None
         number, self.attempt, self.processes = self.attempt.number, None, []
-        end = next(attempt.end for attempt in self.run.attempts() if attempt.number == number)
-        superseded = self.run.newest_attempt() > number and self.others == 1
+        end = self.run.attempt(number).end
+        superseded = self.run.newest_attempt() > number and len(self.request["groups"]) == 1
         finished = end is not None and end["kind"] in ("done", "stopped")
-        users_to_mend = end is not None and end.get("exit_code") == 2
-        forgiven = self.request.get("forgiven", 0)
-        poisoned = poison(self.run.attempts(), self.run.commits(), after=forgiven) is not None
-        self.over = finished or superseded or users_to_mend or poisoned
+        self.users_to_mend = end is not None and end.get("exit_code") == 2
+        failures = fruitless_failures(
+            self.run.attempts(), self.run.commits(), group=self.group, after=self.request.get("forgiven", 0)
+        )
+        self.given_up = len(failures) >= FAILURES_TO_POISON
+        self.over = finished or superseded or self.users_to_mend or self.given_up

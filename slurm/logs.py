@@ -21,12 +21,9 @@ def of_attempt(run: Run, attempt: AttemptRecord, rank: int) -> Path:
     """Log of one rank of any attempt; a requeued Slurm job appends to the log of its earlier attempts."""
     if attempt.claim.get("supervised"):
         return supervised(run.folder, attempt.number, rank)
-    intent = run.intent(attempt.claim["intent"])
-    if len(intent.request["groups"]) == 1:
-        job = attempt.claim["slurm"]["SLURM_JOB_ID"]
-    else:
-        assert intent.job is not None, f"{run.name}: attempt {attempt.number} runs in a job that was never submitted"
-        job = f"{intent.job['id']}_{attempt.claim['group']}"
+    slurm = attempt.claim["slurm"]
+    array = slurm.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{slurm['SLURM_ARRAY_TASK_ID']}" if array else slurm["SLURM_JOB_ID"]
     return folder_of(run.folder) / f"{job}_{rank}_log.out"
 
 

@@ -32,6 +32,7 @@ def decision(run: Run, intents: Sequence[Intent], *, retry: bool) -> Decision:
         commits=run.commits(),
         retry=retry,
         forgiven=forgiven(intents),
+        tasks_done=len(run.tasks_done()),
     )
 
 

@@ -30,6 +30,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dalle2_video.config import Recipe
 from dalle2_video.config_io import to_dict
 from dalle2_video.data import celebv_text, legacy
 from dalle2_video.data.celebv_text import Caption
@@ -39,6 +40,7 @@ from dalle2_video.data_config import DataConfig
 from experiments import files, identity
 from experiments.registry import Attempt, Registry, Run, RunSpec, default_home
 from launch.arguments import load_recipe, override_flags
+from launch.parents import IMPORT_COMMAND
 from launch.submit import MANIFEST
 from slurm import run_state
 from slurm.array_job import Worker
@@ -136,7 +138,7 @@ def _import(arguments: Arguments) -> int:
         config={"data": to_dict(data)},
         source=source,
         parents={},
-        inputs={"videos": str(videos.path)},
+        inputs={"videos": str(videos.path), IMPORT_COMMAND: _command(arguments, default)},
     )
     if arguments.dry_run:
         console.print(f"would make {registry.folder_of(spec)}")
@@ -147,7 +149,7 @@ def _import(arguments: Arguments) -> int:
         root=run.folder / "store", videos=videos, clip_ids=clip_ids, captions=captions, how=how, config=data,
         fingerprint=source,
     )  # fmt: skip
-    manifest = [[clip.clip_id, videos.path.name, clip.size_bytes] for clip in array.clips]
+    manifest = [clip.to_row(videos.path.parent) for clip in array.clips]
     files.create_exclusive(run.folder / MANIFEST, files.encode(manifest))
     code = _run(run, array)
     record = run.done()
@@ -158,6 +160,17 @@ def _import(arguments: Arguments) -> int:
         console.print(f"[bold]{run.name}[/bold]: DONE, {record['clips']} clips, {record['bad']} bad{bad}")
         console.print(f"next: {following}")
     return code
+
+
+def _command(arguments: Arguments, default: Recipe) -> str:
+    """Return the command line that goes on with this import."""
+    words = ["python", "tools/import_h5.py"]
+    for field in dataclasses.fields(Arguments):
+        value = getattr(arguments, field.name)
+        if field.name not in ("data", "dry_run") and value != field.default:
+            path = isinstance(value, Path)
+            words += [f"--{field.name.replace('_', '-')}", str(value.absolute() if path else value)]
+    return shlex.join([*words, *override_flags(default, dataclasses.replace(default, data=arguments.data), ("data",))])
 
 
 def _conversion(arguments: Arguments, videos: legacy.LegacyVideos) -> legacy.Conversion:
@@ -219,7 +232,8 @@ def _captions(arguments: Arguments, clip_ids: list[str]) -> tuple[Callable[[int]
         folder = arguments.captions
         root = folder.parent if folder.name == "texts" and not (folder / "texts").exists() else folder
         fingerprint = legacy.caption_files_fingerprint(root, clip_ids, arguments.data)
-        return lambda row: celebv_text.read_captions(root, clip_ids[row], arguments.data), fingerprint
+        folders = celebv_text.text_folders(root, arguments.data)
+        return lambda row: celebv_text.read_captions(clip_ids[row], {}, folders), fingerprint
     assert arguments.tokens is not None
     if arguments.tokenizer is None:
         raise ValueError(
@@ -276,7 +290,10 @@ def _run(run: Run, array: LegacyArray) -> int:
     if decision.action == "finished":
         return 0
     number, us = len(intents) + 1, process_record(os.getpid())
-    request = {"training": False, "groups": [list(range(array.num_tasks))], "world_size": 1, "launcher": us}
+    request = {
+        "training": False, "groups": [sorted(set(range(array.num_tasks)) - run.tasks_done())], "world_size": 1,
+        "num_tasks": array.num_tasks, "num_clips": len(array.clips), "launcher": us,
+    }  # fmt: skip
     if decision.action == "attach" or not run.claim_intent(number, request):
         raise ValueError(f"{run.name} is being imported already; see: python tools/runs.py show {run.spec.id}")
     run.clear_stop()

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.reconcile import State
 from experiments.registry import AttemptRecord, Commit, Run
+from launch.array_progress import span
 from slurm.run_state import Standing
 
 TOLD_ATTEMPTS = 8
@@ -21,15 +22,6 @@ _NEXT: dict[State, str] = {
     "poisoned": "A launch would refuse it.",
     "unknown": "A launch would refuse it.",
 }
-
-
-def span(seconds: float) -> str:
-    """Return a length of time in the unit that a person would choose: `12 s`, `5 min`, `3.2 h`, `4.0 days`."""
-    seconds = max(0.0, seconds)
-    for unit, length_s, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
-        if seconds >= length_s:
-            return f"{seconds / length_s:.{digits}f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def end_of(attempt: AttemptRecord, standing: Standing) -> str:
@@ -76,7 +68,9 @@ def story(run: Run, standing: Standing, *, now: float) -> list[str]:
 def _job(job: dict[str, Any] | None) -> str:
     if job is None:
         return "not submitted"
-    return f"Slurm job {job['id']}" if job["executor"] == "slurm" else f"process {job['pid']} on {job['host']}"
+    return (
+        f"Slurm job {', '.join(job['ids'])}" if job["executor"] == "slurm" else f"process {job['pid']} on {job['host']}"
+    )
 
 
 def _attempt(attempt: AttemptRecord, commits: Sequence[Commit], standing: Standing, *, now: float) -> str:

@@ -16,6 +16,7 @@ import json
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,12 +29,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.reconcile import State
-from experiments.registry import Registry, Run, default_home
-from launch.progress import status
+from experiments.reconcile import FREE_ENDS, State, newest_of_groups
+from experiments.registry import AttemptRecord, Registry, Run, default_home
+from launch.array_progress import ArrayWatch, span
+from launch.progress import STARTING, status
 from launch.stages import STAGES
-from slurm import logs, run_state
-from tools.run_story import end_of, span, story
+from slurm import job_state, logs, run_state
+from slurm.run_state import Standing
+from tools.run_story import end_of, story
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -41,6 +44,8 @@ PIPE_COLUMNS = 180
 QUESTIONS_AT_ONCE = 8
 FOLLOW_POLL_S = 0.25
 FOLLOW_ASK_S = 2.0
+SHOWN_BAD = 20
+SHOWN_ATTEMPTS = 10
 _COLOURS: dict[State, str] = {
     "done": "green", "running": "cyan", "queued": "blue", "stopped": "yellow", "failed": "red", "poisoned": "bold red",
     "unknown": "magenta",
@@ -114,16 +119,26 @@ def _row(run: Run) -> tuple[str, ...]:
         f"[{_COLOURS[state]}]{state}[/]",
         _progress(run, state),
         str(len(attempts)),
-        escape(end_of(attempts[-1], standing)) if attempts else "",
+        escape(end_of(_telling(attempts, state), standing)) if attempts else "",
         span(time.time() - run.spec.created),
     )
+
+
+def _telling(attempts: Sequence[AttemptRecord], state: State) -> AttemptRecord:
+    """Return the attempt whose end tells why the run is in its state: of an array one that failed, if it failed."""
+    failed = [one for one in newest_of_groups(attempts) if _failed(one)] if state in ("failed", "poisoned") else []
+    return (failed or list(attempts))[-1]
+
+
+def _failed(attempt: AttemptRecord) -> bool:
+    return attempt.end is None or attempt.end["kind"] not in FREE_ENDS
 
 
 def _progress(run: Run, state: State) -> str:
     if state == "done":
         return "100%"
     share, note = status(run)
-    if note == "starting" and state not in ("running", "queued"):
+    if note == STARTING and state not in ("running", "queued"):
         return ""
     return f"{share:.0%} {note.split('  ')[0]}"
 
@@ -141,8 +156,9 @@ def _show(console: Console, run: Run) -> int:
     facts += [("source", spec.source[:16])] if spec.source else []
     facts += [("input", f"{name} = {value}") for name, value in spec.inputs.items()]
     facts += [("config", line) for line in _leaves(spec.config)]
-    for attempt in run.attempts():
-        facts.append((f"attempt {attempt.number}", f"{_clock(attempt.claim['time'])} {end_of(attempt, standing)}"))
+    if not STAGES[spec.stage].training:
+        facts += _array(run, standing)
+    facts += _attempts(run, standing)
     facts += [("commit", f"step {commit.step}, attempt {commit.attempt}") for commit in run.commits()]
     newest = {record.get("split", "train"): record for record in run.metrics()}
     for split, record in newest.items():
@@ -159,6 +175,44 @@ def _show(console: Console, run: Run) -> int:
         last = title
     console.print(table)
     return 0
+
+
+def _array(run: Run, standing: Standing) -> list[tuple[str, str]]:
+    """Return how far an array is: tasks, clips, and the first bad clips with their reasons."""
+    found = ArrayWatch(run).look()
+    if found is None:
+        return []
+    running = min(len(standing.at_work), found.tasks - found.done)
+    queued = found.tasks - found.done - running if standing.decision.action == "attach" else 0
+    left = found.tasks - found.done - running - queued
+    parts = [(found.done, "done"), (running, "running"), (queued, "queued"), (left, "left for the next launch")]
+    facts = [("tasks", f"{found.tasks}: " + ", ".join(f"{number} {what}" for number, what in parts if number))]
+    if standing.state == "running" and found.left_s is not None:
+        unit = "clips" if found.all_clips else "tasks"
+        facts.append(("rate", f"{found.per_second:.3g} {unit}/s, {span(found.left_s)} left"))
+    if found.all_clips:
+        facts.append(("clips", f"{found.clips} of {found.all_clips}, {len(found.bad)} of them bad"))
+    bad = list(found.bad.items())
+    facts += [("bad clips", f"{clip}: {reason}") for clip, reason in bad[:SHOWN_BAD]]
+    if len(bad) > SHOWN_BAD:
+        whole = run.folder / "store" / "bad_clips.json"
+        where = whole if whole.exists() else f"the events.*.jsonl in {run.folder}"
+        facts.append(("bad clips", f"and {len(bad) - SHOWN_BAD} more; all of them: {where}"))
+    return facts
+
+
+def _attempts(run: Run, standing: Standing) -> list[tuple[str, str]]:
+    """Return the attempts, of many a sum and the newest that failed."""
+    attempts = run.attempts()
+    shown = attempts
+    facts = []
+    if len(attempts) > SHOWN_ATTEMPTS:
+        kinds = Counter(end_of(attempt, standing).split(":")[0] for attempt in attempts)
+        facts.append(("attempts", f"{len(attempts)}: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())))
+        shown = [one for one in attempts if _failed(one) and one.number not in standing.at_work][-SHOWN_ATTEMPTS:]
+    for attempt in shown:
+        facts.append((f"attempt {attempt.number}", f"{_clock(attempt.claim['time'])} {end_of(attempt, standing)}"))
+    return facts
 
 
 def _leaves(value: Any, path: str = "") -> list[str]:
@@ -223,6 +277,8 @@ def _stop(console: Console, run: Run) -> int:
         console.print(f"{run.name} is done already", soft_wrap=True)
         return 0
     run.request_stop()
+    for intent in run.intents()[-1:]:
+        job_state.try_cancel_queued(intent)
     said = {
         "running": "asked to save and stop",
         "queued": "asked to stop as soon as it starts",

@@ -26,7 +26,7 @@ from slurm import run_state
 
 def task_file(run: Run, task: int) -> Path:
     """Return where an array run records a task."""
-    return run.folder / "tasks" / f"{task:05d}.json"
+    return run.task_file(task)
 
 
 def children_of(run: Run, stage: str | None = None) -> list[Run]:
@@ -84,13 +84,12 @@ def _check_data_is_there(run: Run) -> None:
 
 
 def _forget(maker: Run, damages: Sequence[Damage]) -> None:
-    gone = {task_file(maker, damage.task) for damage in damages if damage.redo == "task" and damage.task is not None}
-    gone |= {damage.file for damage in damages if damage.redo == "remove"}
-    gone |= {maker.folder / "prepared.json" for damage in damages if damage.redo == "prepare"}
-    for file in [*sorted(gone), maker.folder / "DONE"]:
+    for file in sorted({damage.file for damage in damages if damage.redo == "remove"}):
         if file.exists():
             file.unlink()
             files.fsync_folder(file.parent)
+    tasks = [damage.task for damage in damages if damage.redo == "task" and damage.task is not None]
+    maker.forget_tasks(tasks, preparation=any(damage.redo == "prepare" for damage in damages))
 
 
 def _command(maker: Run) -> str:

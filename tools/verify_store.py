@@ -209,7 +209,7 @@ def _manifest(run: Run, found: Findings) -> list[ClipFile] | None:
     found.checked["registry"] += 1
     try:
         entries = read_json_file(file)
-        clips = [ClipFile(clip_id=clip_id, path=Path(path), size_bytes=size) for clip_id, path, size in entries]
+        clips = [ClipFile.from_row(row, Path()) for row in entries]
         if fingerprint(clips) != run.spec.source:
             raise ValueError("is not the list of clips that the run was created for")
         return clips

@@ -1,49 +1,50 @@
-"""Global sample numbers to batches: the loader has no state but the step.
+"""Global sample numbers to batches: what a sample holds, read straight into the tensors that the trainer gets.
 
 Step s of a training consumes the samples [s*B, (s+1)*B). What a sample holds (clip, first frame, caption) follows from
 (seed, sample number) alone, see `keyed_random`; which rank computes it follows from `batch_samples`. Invariant: a
 resumed run and a run on other ranks see the same samples. Frames are never mirrored: captions speak of left and right.
+`loading` has the batches made ahead, in processes of their own.
 """
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from multiprocessing.process import BaseProcess
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, get_worker_info
 
 from dalle2_video.data import keyed_random
+from dalle2_video.data.captions import Captions
 from dalle2_video.data.embeddings import Embeddings
+from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.store import Split, Store
-from dalle2_video.data_config import WindowConfig
+from dalle2_video.data_config import CaptionConfig, WindowConfig
 
 Batch = dict[str, Tensor]
-
-# Slurm signals every process of a step. Stopping is decided by the training process; a loader worker that died of the
-# same signal would turn an orderly stop into an error.
-_LEFT_TO_THE_TRAINER = {signal.SIGUSR2, signal.SIGTERM}
 
 
 class WindowDataset(Dataset):
     """`dataset[global sample number]`, any number >= 0, in epochs over the split's usable clips.
 
     "sample"     int64 scalar: the number itself, which keys the sample's noise
-    "tokens"     (context,) int64 and "length" int64 scalar: one of the clip's captions
+    "tokens"     (context,) int64 and "length" int64 scalar: the clip's text
     "video"      (t, size, size, 3) uint8 RGB: the window's frames           (unless window is None)
     "low_video"  (t, low_size, low_size, 3) uint8: the same frames           (with low_size)
+    "valid"      int64 scalar: the window's real frames, 1 or more; behind them the last one stands still
+                                                                             (with frames, of a store of padded clips)
     "embedding"  (dim,) float32: CLIP's embedding of the window's start      (with embeddings)
+
+    With images = k > 0 a sample also brings k single frames of clips drawn in an order of their own:
+
+    "images"     (k, size, size, 3) uint8 RGB, "image_tokens" (k, context) and "image_lengths" (k,) int64: their texts
+    "image_embeddings" (k, dim) float32: of the last window that starts at or before the frame   (with embeddings)
     """
 
     def __init__(
@@ -55,73 +56,190 @@ class WindowDataset(Dataset):
         *,
         low_size: int | None = None,
         embeddings: str | None = None,
+        captions: CaptionConfig | None = None,
+        images: int = 0,
     ) -> None:
         """embeddings: id of the CLIP run whose embeddings to give. Raises ValueError naming what the store lacks."""
         assert window is not None or embeddings is not None, "a sample needs frames or an embedding"
-        assert low_size is None or window is not None, "low_size needs a window"
+        assert window is not None or (low_size is None and images == 0), "low_size and images need a window"
+        self._arguments = {
+            "store_path": store_path, "split": split, "seed": seed, "window": window, "low_size": low_size,
+            "embeddings": embeddings, "captions": captions, "images": images,
+        }  # fmt: skip
         self.store = Store(store_path)
         self.clips = self.store.usable(split)
-        self.split, self.seed, self.window = split, seed, window
-        self.video = self.store.frames(window.size) if window is not None else None
-        self.low_video = self.store.frames(low_size) if low_size is not None else None
+        self.split, self.seed, self.window, self.images = split, seed, window, images
+        self.captions = Captions(self.store, captions or CaptionConfig())
         self.embeddings = Embeddings(self.store.path, embeddings) if embeddings is not None else None
+        self._sizes: dict[str, int] = {}
+        if window is not None:
+            self._sizes = {"video": window.size} | ({"low_video": low_size} if low_size is not None else {})
+        self._videos = {name: self.store.frames(size) for name, size in self._sizes.items()}
         self.span = max(
             window.span if window is not None else 1, self.embeddings.span if self.embeddings is not None else 1
         )
-        shortest = int(self.store.num_frames[self.clips].min())
+        self._pads = self.store.config.short_clips == "pad"
+        if not self._pads:
+            self._check_span()
+        self._layout = self._sample_layout()
+        self.reading = np.full(1, -1, np.int64)
+        """(1,) int64: row of the clip that is being read, -1 between clips; a loader process shares it."""
+
+    def _check_span(self) -> None:
+        limits = [self.store.config.frames_at(size) for size in self._sizes.values()]
+        shortest = min([self.store.shortest(self.split), *limits])
         if shortest < self.span:
             raise ValueError(
                 f"a window spans {self.span} stored frames, the shortest clip of {self.store.path} has {shortest}; "
                 f"preprocess with --data.min-frames {self.span}"
             )
 
+    def _sample_layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Return shape and type of each tensor of one sample."""
+        k, text = self.images, (self.store.config.text_context,)
+        layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "sample": ((), torch.int64),
+            "tokens": (text, torch.int64),
+            "length": ((), torch.int64),
+        }
+        if self.window is not None:
+            frames = self.window.num_frames
+            layout |= {name: ((frames, size, size, 3), torch.uint8) for name, size in self._sizes.items()}
+            if self._pads:
+                layout["valid"] = ((), torch.int64)
+            if k:
+                layout["images"] = ((k, self.window.size, self.window.size, 3), torch.uint8)
+                layout |= {"image_tokens": ((k, *text), torch.int64), "image_lengths": ((k,), torch.int64)}
+        if self.embeddings is not None:
+            layout["embedding"] = ((self.embeddings.dim,), torch.float32)
+            if k:
+                layout["image_embeddings"] = ((k, self.embeddings.dim), torch.float32)
+        return layout
+
     @property
     def num_clips(self) -> int:
         """Clips of the split: samples in an epoch."""
         return len(self.clips)
 
-    def choose(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (store row, first frame, caption row) of each sample; int64 of the shape (b,)."""
-        epochs, positions = keyed_random.sample_position(samples, len(self.clips))
-        clips = np.empty(len(samples), np.int64)
+    def choose(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (store row, first frame) of each sample; int64 of the shape (b,)."""
+        rows = self._rows(self.seed, samples)
+        hop = self.embeddings.hop if self.embeddings is not None else 1
+        choices = np.maximum(self._num_frames(rows) - self.span, 0) // hop + 1
+        if self.embeddings is not None:
+            choices = np.minimum(choices, self.embeddings.spec.max_windows)
+        return rows, keyed_random.integers(self.seed, "window", samples, choices) * hop
+
+    def choose_images(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (store row, frame) of the images of each sample; int64 of the shape (b, images)."""
+        numbers, seed = self._image_numbers(samples)
+        rows = self._rows(seed, numbers)
+        return rows, keyed_random.integers(seed, "window", numbers, self._num_frames(rows))
+
+    def _image_numbers(self, samples: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return the images' own global numbers (b, images) and the seed under which these are drawn."""
+        return samples[:, None] * self.images + np.arange(self.images), keyed_random.key(self.seed, "image")
+
+    def _rows(self, seed: int, numbers: np.ndarray) -> np.ndarray:
+        """Return the store row of each number, any shape: each epoch of numbers has every clip once."""
+        epochs, positions = keyed_random.sample_position(numbers, len(self.clips))
+        rows = np.empty(numbers.shape, np.int64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            clips[chosen] = self.clips[keyed_random.order(self.seed, int(epoch), len(self.clips), positions[chosen])]
-        num_frames = self.store.num_frames[clips].astype(np.int64)
-        hop = self.embeddings.hop if self.embeddings is not None else 1
-        choices = (num_frames - self.span) // hop + 1
-        starts = keyed_random.integers(self.seed, "window", samples, choices) * hop
-        first, last = self.store.caption_ranges[clips], self.store.caption_ranges[clips + 1]
-        captions = first + keyed_random.integers(self.seed, "caption", samples, last - first)
-        return clips, starts, captions
+            rows[chosen] = self.clips[keyed_random.order(seed, int(epoch), len(self.clips), positions[chosen])]
+        return rows
+
+    def _num_frames(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many frames of each row can be read at all sizes of the samples, int64."""
+        if not self._sizes:
+            return self.store.num_frames[rows].astype(np.int64)
+        stored = [self.store.num_frames_at(size, rows) for size in self._sizes.values()]
+        return np.minimum.reduce(stored).astype(np.int64)
 
     def __getitem__(self, sample: int) -> Batch:
-        return self.__getitems__([sample])[0]
+        return {name: tensor[0] for name, tensor in self.__getitems__([sample]).items()}
 
-    def __getitems__(self, samples: Sequence[int]) -> list[Batch]:
+    def __getitems__(self, samples: Sequence[int]) -> Batch:
+        """Return the samples as one batch: each tensor has a first axis b. The batch is new memory, filled in place.
+
+        Raises OSError naming the clip where the store is damaged.
+        """
         numbers = np.asarray(samples, np.int64)
-        chosen = zip(numbers.tolist(), *(values.tolist() for values in self.choose(numbers)), strict=True)
-        return [self._assemble(*of_sample) for of_sample in chosen]
+        batch = {name: _new((len(numbers), *shape), dtype) for name, (shape, dtype) in self._layout.items()}
+        out = {name: tensor.numpy() for name, tensor in batch.items()}
+        out["sample"][:] = numbers
+        rows, starts = self.choose(numbers)
+        lines = self.captions.choose(self.seed, numbers, rows)
+        num_frames, stride = self._num_frames(rows), self.window.stride if self.window is not None else 1
+        for place, (row, start) in enumerate(zip(rows.tolist(), starts.tolist(), strict=True)):
+            with self._reading(row):
+                out["length"][place] = self.captions.write(lines[place], out["tokens"][place])
+                for name, reader in self._videos.items():
+                    valid = read_window(reader, row, start, int(num_frames[place]), stride, out[name][place])
+                if "valid" in out:
+                    out["valid"][place] = valid
+                if self.embeddings is not None:
+                    out["embedding"][place] = self.embeddings.read(row, start // self.embeddings.hop)
+        if self.images:
+            self._read_images(numbers, out)
+        return batch
 
-    def _assemble(self, sample: int, clip: int, start: int, caption: int) -> Batch:
-        item = {
-            "sample": torch.tensor(sample),
-            "tokens": torch.from_numpy(self.store.tokens[caption].astype(np.int64)),
-            "length": torch.tensor(int(self.store.token_lengths[caption])),
-        }
-        if self.window is not None:
-            frames = (start, start + self.window.span, self.window.stride)
-            for name, reader in (("video", self.video), ("low_video", self.low_video)):
-                if reader is not None:
-                    item[name] = torch.from_numpy(reader.read(clip, *frames))
-        if self.embeddings is not None:
-            item["embedding"] = torch.from_numpy(self.embeddings.read(clip, start // self.embeddings.hop))
-        return item
+    def _read_images(self, samples: np.ndarray, out: dict[str, np.ndarray]) -> None:
+        numbers, seed = self._image_numbers(samples)
+        rows, frames = self.choose_images(samples)
+        lines = self.captions.choose(seed, numbers.reshape(-1), rows.reshape(-1))
+        for place, of_lines in zip(np.ndindex(rows.shape), lines, strict=True):
+            row, frame = int(rows[place]), int(frames[place])
+            with self._reading(row):
+                out["image_lengths"][place] = self.captions.write(of_lines, out["image_tokens"][place])
+                self._videos["video"].read(row, frame, frame + 1, out=out["images"][place][None])
+                if self.embeddings is not None:
+                    window = min(frame // self.embeddings.hop, self._num_windows(row) - 1)
+                    out["image_embeddings"][place] = self.embeddings.read(row, window)
+
+    def _num_windows(self, row: int) -> int:
+        """Return how many windows of a clip have an embedding."""
+        assert self.embeddings is not None
+        beyond_first = max(int(self.store.num_frames[row]) - self.embeddings.span, 0) // self.embeddings.hop
+        return min(beyond_first + 1, self.embeddings.spec.max_windows)
+
+    @contextlib.contextmanager
+    def _reading(self, row: int) -> Iterator[None]:
+        """Note which clip is being read; its id goes into errors of reading."""
+        self.reading[0] = row
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"clip {self.store.clip_id(row)}: {error}; "
+                f"find all that is damaged: python tools/verify_store.py {self.store.path}"
+            ) from error
+        self.reading[0] = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._arguments  # a loader process maps the store itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
 
-def collate(items: list[Batch]) -> Batch:
-    """Stack samples: each tensor gets a first axis b."""
-    return default_collate(items)
+def _new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised tensor; in a loader process in shared memory, so that sending it copies nothing."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+
+
+def read_window(reader: ShardReader, row: int, start: int, num_frames: int, stride: int, out: np.ndarray) -> int:
+    """Fill out (t, size, size, 3) with frames start, start + stride, ... of a clip; return how many of them it has.
+
+    num_frames: of the clip, more than `start`. Behind its last frame of the window this one stands still.
+    """
+    valid = min(len(out), -(-(num_frames - start) // stride))
+    reader.read(row, start, start + (valid - 1) * stride + 1, stride, out=out[:valid])
+    out[valid:] = out[valid - 1]
+    return valid
 
 
 def to_float(video_bthwc: Tensor) -> Tensor:
@@ -137,100 +255,3 @@ def batch_samples(step: int, batch_size: int, rank: int, world: int, micro: int,
     assert micro * accumulation * world == batch_size and 0 <= rank < world, (batch_size, rank, world, micro)
     firsts = [step * batch_size + (turn * world + rank) * micro for turn in range(accumulation)]
     return [list(range(first, first + micro)) for first in firsts]
-
-
-def validation_samples(count: int) -> list[int]:
-    """Return the sample numbers of a validation: always the same, so that its losses can be compared over time."""
-    return list(range(count))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _RankBatches(Sampler[list[int]]):
-    """The sample numbers of a rank's micro-batches, step by step."""
-
-    first_step: int
-    last_step: int
-    batch_size: int
-    rank: int
-    world: int
-    micro: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        accumulation = self.batch_size // (self.micro * self.world)
-        for step in range(self.first_step, self.last_step):
-            yield from batch_samples(step, self.batch_size, self.rank, self.world, self.micro, accumulation)
-
-
-def loader(
-    dataset: WindowDataset,
-    first_step: int,
-    last_step: int,
-    batch_size: int,
-    rank: int,
-    world: int,
-    micro: int,
-    workers: int,
-) -> Generator[Batch, None, None]:
-    """Yield the rank's micro-batches of steps [first_step, last_step) in order, batch_size / (micro * world) a step.
-
-    workers: processes that load ahead; 0 loads in this one. What is yielded does not depend on it.
-    """
-    numbers = _RankBatches(
-        first_step=first_step, last_step=last_step, batch_size=batch_size, rank=rank, world=world, micro=micro
-    )
-    if workers == 0:
-        for samples in numbers:
-            yield collate(dataset.__getitems__(samples))
-        return
-    running = [_start_workers(dataset, numbers, workers)]
-    # At exit multiprocessing waits for its children: dropping the iterator first is what tells them to end.
-    atexit.register(running.clear)
-    try:
-        while True:
-            try:
-                batch = next(running[0])
-            except StopIteration:
-                return
-            yield batch
-    finally:
-        running.clear()
-        atexit.unregister(running.clear)
-
-
-def _start_workers(dataset: WindowDataset, numbers: _RankBatches, workers: int) -> Iterator[Batch]:
-    # A fork server, since this process has threads and perhaps a GPU, which fork does not survive.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    data_loader = DataLoader(
-        dataset,
-        batch_sampler=numbers,
-        num_workers=workers,
-        collate_fn=collate,
-        multiprocessing_context=context,
-        worker_init_fn=_live_and_die_with_the_trainer,
-        generator=torch.Generator(),  # its seed for workers must not be drawn from the global generator
-    )
-    # Blocked signals stay blocked in new processes, and reach this one as soon as the old mask is back.
-    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_TRAINER)
-    try:
-        resource_tracker.ensure_running()
-        # Starting multiprocessing's tracker unblocks SIGTERM; it runs now and will not do so again.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_TRAINER)
-        return iter(data_loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
-
-
-def _live_and_die_with_the_trainer(worker: int) -> None:
-    for number in _LEFT_TO_THE_TRAINER:
-        signal.signal(number, signal.SIG_IGN)
-    # PyTorch's own watchdog looks at the parent's pid, which is the fork server's: after a SIGKILL of the trainer the
-    # worker and the server would keep each other alive for ever.
-    trainer = multiprocessing.parent_process()
-    assert trainer is not None
-    threading.Thread(target=_exit_after, args=(trainer,), daemon=True).start()
-
-
-def _exit_after(trainer: BaseProcess) -> None:
-    trainer.join()
-    os._exit(1)

@@ -14,21 +14,19 @@ from typing import Any
 import numpy as np
 import zarr
 
+from dalle2_video.data.shard_layout import ShardLayout
 from dalle2_video.data.shard_reader import ShardReader
-from dalle2_video.data.store import (
-    WRITE_EMPTY_CHUNKS,
-    ZARR_SETTINGS,
-    Published,
-    Store,
-    create_sharded,
-    published_from,
-)
+from dalle2_video.data.shard_writer import ShardWriter
+from dalle2_video.data.store import Published, Store, create_sharded, published_from
 from dalle2_video.data_config import WindowConfig
 
 
 def window_starts(num_frames: int, span: int, hop: int) -> np.ndarray:
-    """Return the starts 0, hop, 2 hop, ... of windows of `span` stored frames within `num_frames`, int64."""
-    return np.arange(0, max(0, num_frames - span + 1), hop, dtype=np.int64)
+    """Return the starts 0, hop, 2 hop, ... of windows of `span` stored frames within `num_frames`, int64.
+
+    A clip with fewer frames has the window at 0, in which its last frame stands still; one without frames has none.
+    """
+    return np.arange(0, max(num_frames - span, 0) + 1 if num_frames > 0 else 0, hop, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,8 @@ class EmbeddingSpec:
     clips_per_shard: int
     max_windows: int
     dim: int
+    size: int
+    """Side in pixels of the frames that CLIP saw."""
     span: int
     """Stored frames that a window covers."""
     hop: int
@@ -63,14 +63,15 @@ def spec_for(store: Store, run_id: str, window: WindowConfig, hop: int, dim: int
         run_id=run_id,
         num_clips=store.num_clips,
         clips_per_shard=store.config.clips_per_shard,
-        max_windows=len(window_starts(store.config.max_frames, window.span, hop)),
+        max_windows=len(window_starts(store.config.frames_at(window.size), window.span, hop)),
         dim=dim,
+        size=window.size,
         span=window.span,
         hop=hop,
     )
 
 
-def _create_array(staging: Path, spec: EmbeddingSpec) -> zarr.Array:
+def _create_array(staging: Path, spec: EmbeddingSpec) -> ShardLayout:
     return create_sharded(
         staging / spec.name,
         (spec.num_clips, spec.max_windows, spec.dim),
@@ -90,22 +91,23 @@ def create(staging: Path, spec: EmbeddingSpec) -> Published:
     return [item for item in published_from(staging) if item[1] != "zarr.json"]
 
 
-def write_shard(staging: Path, spec: EmbeddingSpec, shard: int, values: list[np.ndarray]) -> Published:
-    """Write the embeddings of the shard's clips; returns the one file to publish.
+def write_shard(
+    staging: Path, spec: EmbeddingSpec, shard: int, values: list[np.ndarray]
+) -> tuple[Published, dict[str, Any]]:
+    """Write the embeddings of the shard's clips; return the one file to publish, and its sha256 and bytes.
 
-    values: for each clip of the shard, bad ones included, (windows of that clip, dim) float32.
+    values: for each clip of the shard, bad ones included, (windows of that clip, dim) float32. Each shard has its file,
+    also where all its clips are bad.
     """
     first = shard * spec.clips_per_shard
     expected = min(spec.clips_per_shard, spec.num_clips - first)
     assert len(values) == expected, f"shard {shard} has {expected} clips, got {len(values)}"
-    block = np.full((len(values), spec.max_windows, spec.dim), np.nan, np.float32)
-    for row, vectors in enumerate(values):
-        assert np.isfinite(vectors).all(), f"embedding of clip {first + row} is not finite"
-        block[row, : len(vectors)] = vectors
-    # With empty chunks each shard has its file, also where all its clips are bad.
-    with zarr.config.set(ZARR_SETTINGS | WRITE_EMPTY_CHUNKS):
-        _create_array(staging, spec)[first : first + len(values)] = block
-    return [(staging / spec.name / f"c.{shard}.0.0", f"{spec.name}/c.{shard}.0.0")]
+    with ShardWriter(_create_array(staging, spec), shard) as writer:
+        for row, vectors in enumerate(values):
+            assert np.isfinite(vectors).all(), f"embedding of clip {first + row} is not finite"
+            writer.write(row, vectors)
+        facts = writer.finish()
+    return [(writer.path, writer.path.relative_to(staging).as_posix())], facts
 
 
 class Embeddings:

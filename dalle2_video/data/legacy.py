@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 from einops import rearrange
 
-from dalle2_video.data.celebv_text import text_folder
+from dalle2_video.data.celebv_text import text_folders
 from dalle2_video.data.tokenizer import Tokenizer
 from dalle2_video.data.video import BadClip
-from dalle2_video.data_config import CAPTION_KINDS, DataConfig
+from dalle2_video.data_config import DataConfig
 from dalle2_video.digests import file_digest
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -321,7 +321,7 @@ def read_clip(videos: LegacyVideos, row: int, how: Conversion, config: DataConfi
     """Return frames[size]: (t, size, size, 3) uint8 RGB at config.fps, cropped to the centre square, averaged by area.
 
     Zeros in all channels up to the end are padding, where zero is no black but a grey that CLIP's mean gives. Raises
-    BadClip for a clip that is too short, was never written, or holds values that are no picture.
+    BadClip for a clip that was never written, or holds values that are no picture.
     """
     numbers = frame_numbers(videos.num_frames, how.source_fps, config.fps, config.max_frames)
     side = min(videos.height, videos.width)
@@ -352,8 +352,6 @@ def read_clip(videos: LegacyVideos, row: int, how: Conversion, config: DataConfi
     count = len(numbers)
     if length <= numbers[-1]:
         count = len(frame_numbers(length, how.source_fps, config.fps, config.max_frames))
-    if count < config.min_frames:
-        raise BadClip(f"{count} frames at {config.fps:g} fps, fewer than data.min_frames={config.min_frames}")
     return {size: pixels[:count] for size, pixels in frames.items()}
 
 
@@ -378,8 +376,7 @@ def _to_grey(picture_hwc: np.ndarray, how: Conversion, weights: np.ndarray) -> n
 def caption_files_fingerprint(root: Path, clip_ids: Sequence[str], config: DataConfig) -> str:
     """Return sha256 hex over kinds, ids and sizes of the clips' caption files. ValueError where no clip has any."""
     digest, found = hashlib.sha256(), 0
-    for kind in CAPTION_KINDS:
-        folder = text_folder(root, kind, config)
+    for kind, folder in text_folders(root, config).items():
         for clip_id in clip_ids:
             path = folder / f"{clip_id}.txt"
             if path.is_file():

@@ -2,19 +2,21 @@
 
     frames_<size>        (N, Tmax, size, size, 3) uint8 RGB, sharded by clips; rows of bad clips are empty
     num_frames           (N,) int32, 0 for a bad clip;  source_fps (N,) float64;  source_size (N, 2) int32 width, height
-    is_validation        (N,) bool
+    is_validation        (N,) bool;  train_rows, val_rows int64: the good clips of each split, ascending
     clip_ids, captions   text as <name>_bytes (UTF-8, uint8) and <name>_offsets (int64, one more than texts)
     caption_ranges       (N+1,) int64: clip i has captions [ranges[i], ranges[i+1]);  caption_kinds (M,) uint8
     tokens               (M, context) int32;  token_lengths (M,) int32
-    tokenizer.json  bad_clips.json  statistics.json      statistics.json is published last: it marks a finished store
+    tokenizer.json  bad_clips.json  statistics.html
+    statistics.json      published last: it marks a finished store
 
-This module holds the layout and the reader; `preprocess` decides what goes in. Writers fill a staging folder with whole
-files and return (staged file, path relative to the store); Store only ever sees what was published.
+This module holds the layout and the reader; `preprocess` and `join` decide what goes in. Writers fill a staging folder
+with whole files and return (staged file, path relative to the store); Store only ever sees what was published.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from zarr.codecs import ZstdCodec
 
 from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.data.celebv_text import Caption
+from dalle2_video.data.shard_layout import ShardLayout
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.tokenizer import Tokenizer
 from dalle2_video.data_config import CAPTION_KINDS, DataConfig
@@ -33,14 +36,11 @@ Split = Literal["train", "val"]
 Published = list[tuple[Path, str]]
 
 FORMAT = "dalle2-video-store"
-VERSION = 1
+VERSION = 2
 TOKENIZER_FILE, BAD_CLIPS_FILE, STATISTICS_FILE = "tokenizer.json", "bad_clips.json", "statistics.json"
+PAGE_FILE = "statistics.html"
 # "." keeps a shard one file in the array's folder; "/" would make a folder for each index.
 KEY_ENCODING = {"name": "default", "separator": "."}
-# The pipeline must never start threads: a task owns one core.
-ZARR_SETTINGS = {"threading.max_workers": 1, "async.concurrency": 1}
-# Zarr ignores this setting as an argument of open_array, so that it goes through zarr.config.set too.
-WRITE_EMPTY_CHUNKS = {"array.write_empty_chunks": True}
 
 
 def frames_name(size: int) -> str:
@@ -69,10 +69,10 @@ def create_sharded(
     compressed: bool,
     fill_value: float = 0,
     attributes: dict[str, Any] | None = None,
-) -> zarr.Array:
-    """Create the metadata of an array that ShardReader reads; shape (N, T, *rest)."""
+) -> ShardLayout:
+    """Create the metadata of an array for ShardWriter and ShardReader; shape (N, T, *rest)."""
     frames = -(-shape[1] // chunk_frames) * chunk_frames
-    return zarr.create_array(
+    zarr.create_array(
         str(path),
         shape=shape,
         dtype=dtype,
@@ -84,35 +84,46 @@ def create_sharded(
         chunk_key_encoding=KEY_ENCODING,
         attributes=attributes,
     )
+    return ShardLayout.open(path)
 
 
-def create_frames(staging: Path, size: int, num_clips: int, config: DataConfig) -> zarr.Array:
+def create_frames(staging: Path, size: int, num_clips: int, config: DataConfig) -> ShardLayout:
     """Create the metadata of `frames_<size>` below `staging`."""
+    frames = config.frames_at(size)
     return create_sharded(
         staging / frames_name(size),
-        (num_clips, config.max_frames, size, size, 3),
+        (num_clips, frames, size, size, 3),
         "uint8",
         items_per_shard=config.clips_per_shard,
-        chunk_frames=min(config.chunk_frames, config.max_frames),
+        chunk_frames=min(config.chunk_frames, frames),
         compressed=config.compression == "zstd",
     )
 
 
 def write_array(staging: Path, name: str, values: np.ndarray) -> None:
     """Write a whole array as one uncompressed chunk, so that readers may also map its file."""
-    shape = tuple(max(1, length) for length in values.shape)
-    array = zarr.create_array(
+    file = create_table(staging, name, values.shape, values.dtype)
+    if values.size:
+        np.ascontiguousarray(values).tofile(file)
+
+
+def create_table(staging: Path, name: str, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> Path:
+    """Create the metadata of an array of one uncompressed chunk; return the file that is to hold its values."""
+    zarr.create_array(
         str(staging / name),
-        shape=values.shape,
-        dtype=values.dtype,
-        chunks=shape,
+        shape=shape,
+        dtype=dtype,
+        chunks=tuple(max(1, length) for length in shape),
         compressors=None,
         filters=None,
         chunk_key_encoding=KEY_ENCODING,
-        config={"write_empty_chunks": True},
     )
-    if values.size:
-        array[...] = values
+    return chunk_file(staging / name, len(shape))
+
+
+def chunk_file(array: Path, dimensions: int) -> Path:
+    """Return the file of the one chunk of an array that `write_array` wrote."""
+    return array / ".".join(["c", *["0"] * dimensions])
 
 
 def write_texts(staging: Path, name: str, texts: list[str]) -> None:
@@ -136,7 +147,7 @@ def group_attributes(config: DataConfig, num_clips: int, fingerprint: str) -> di
 
 
 class Store:
-    """Reader of a finished store. Opening reads the small arrays; frames, tokens and text are read on demand."""
+    """Reader of a finished store. Opening reads a few small files, whatever the number of clips: tables are mapped."""
 
     def __init__(self, path: Path) -> None:
         """Raises ValueError, with the command to type, if there is no finished store of this version at `path`."""
@@ -154,49 +165,64 @@ class Store:
         self.fingerprint: str = attributes["fingerprint"]
         self.num_clips: int = attributes["num_clips"]
         self._kinds: list[str] = attributes["caption_kinds"]
-        self.num_frames = self._small("num_frames", (self.num_clips,))
-        self.is_validation = self._small("is_validation", (self.num_clips,))
-        self.source_fps = self._small("source_fps", (self.num_clips,))
-        self.source_size = self._small("source_size", (self.num_clips, 2))
-        self.caption_ranges = self._small("caption_ranges", (self.num_clips + 1,))
+        self.num_frames = self._mapped("num_frames", (self.num_clips,), "<i4")
+        self.is_validation = self._mapped("is_validation", (self.num_clips,), "?")
+        self.source_fps = self._mapped("source_fps", (self.num_clips,), "<f8")
+        self.source_size = self._mapped("source_size", (self.num_clips, 2), "<i4")
+        self.caption_ranges = self._mapped("caption_ranges", (self.num_clips + 1,), "<i8")
         self.num_captions = int(self.caption_ranges[-1])
-        self.token_lengths = self._small("token_lengths", (self.num_captions,))
+        self.caption_kinds = self._mapped("caption_kinds", (self.num_captions,), "<u1")
         self.tokens = self._mapped("tokens", (self.num_captions, self.config.text_context), "<i4")
+        self.token_lengths = self._mapped("token_lengths", (self.num_captions,), "<i4")
 
-    def _small(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        array = zarr.open_array(str(self.path / name), mode="r")
-        if array.shape != shape:
-            raise ValueError(f"{self.path / name} has shape {array.shape}, wanted {shape}; preprocess again")
-        return np.asarray(array[...])
+    def _mapped(self, name: str, shape: tuple[int, ...] | None, dtype: str) -> np.ndarray:
+        """Map a one-chunk array: the processes of a node share its pages instead of holding a copy each.
 
-    def _mapped(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """Map a one-chunk array: the processes of a node share its pages instead of holding a copy each."""
+        shape: what it must be; None takes what is stored. Raises ValueError naming the file that is not as it must be.
+        """
         metadata = json.loads((self.path / name / "zarr.json").read_text())
-        codecs = [codec["name"] for codec in metadata["codecs"]]
-        if tuple(metadata["shape"]) != shape or codecs != ["bytes"]:
-            raise ValueError(f"{self.path / name} is not one uncompressed chunk of shape {shape}; preprocess again")
+        stored, codecs = tuple(metadata["shape"]), [codec["name"] for codec in metadata["codecs"]]
+        chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        there = (stored, np.dtype(metadata["data_type"]), codecs, chunks)
+        shape = stored if shape is None else shape
+        if there != (shape, np.dtype(dtype), ["bytes"], [max(1, length) for length in shape]):
+            raise ValueError(
+                f"{self.path / name} is not one uncompressed chunk of {np.dtype(dtype)} {shape}; run python "
+                "tools/verify_store.py on the store"
+            )
         if 0 in shape:
             return np.zeros(shape, dtype)
-        chunk = self.path / name / ".".join(["c", *["0"] * len(shape)])
-        return np.memmap(chunk, dtype, mode="r", shape=shape)
+        file, wanted = chunk_file(self.path / name, len(shape)), math.prod(shape) * np.dtype(dtype).itemsize
+        size = file.stat().st_size
+        if size != wanted:
+            raise ValueError(f"{file}: {size} bytes, wanted {wanted}; run python tools/verify_store.py on the store")
+        # As a plain array: every indexing of a memmap makes another one, which costs more than the reading.
+        return np.asarray(np.memmap(file, dtype, mode="r", shape=shape))
 
-    def _texts(self, name: str, first: int, last: int, offsets: np.ndarray) -> list[str]:
-        data = self._mapped(f"{name}_bytes", (int(offsets[-1]),), "<u1")
-        return [bytes(data[offsets[i] : offsets[i + 1]]).decode() for i in range(first, last)]
+    @staticmethod
+    def _text(row: int, offsets: np.ndarray, data: np.ndarray) -> str:
+        return bytes(data[offsets[row] : offsets[row + 1]]).decode()
+
+    @cached_property
+    def _clip_id_bytes(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._offsets_and_bytes("clip_ids", self.num_clips)
+
+    @cached_property
+    def _caption_bytes(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._offsets_and_bytes("captions", self.num_captions)
+
+    def _offsets_and_bytes(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        offsets = self._mapped(f"{name}_offsets", (count + 1,), "<i8")
+        return offsets, self._mapped(f"{name}_bytes", (int(offsets[-1]),), "<u1")
+
+    def clip_id(self, row: int) -> str:
+        """Return the id of one clip."""
+        return self._text(row, *self._clip_id_bytes)
 
     @cached_property
     def clip_ids(self) -> list[str]:
-        """Ids of all clips, bad ones included, in the order of the rows."""
-        offsets = self._small("clip_ids_offsets", (self.num_clips + 1,))
-        return self._texts("clip_ids", 0, self.num_clips, offsets)
-
-    @cached_property
-    def _caption_offsets(self) -> np.ndarray:
-        return self._small("captions_offsets", (self.num_captions + 1,))
-
-    @cached_property
-    def _caption_kinds(self) -> np.ndarray:
-        return self._small("caption_kinds", (self.num_captions,))
+        """Ids of all clips, bad ones included, in the order of the rows; `clip_id` reads but one."""
+        return [self.clip_id(row) for row in range(self.num_clips)]
 
     def caption_range(self, clip: int) -> tuple[int, int]:
         """Return the first and the last-plus-one caption of a clip: rows of `tokens` and `token_lengths`."""
@@ -204,10 +230,10 @@ class Store:
 
     def captions_of(self, clip: int) -> list[Caption]:
         """Return the clip's captions as they stand in the data set; none for a bad clip."""
-        first, last = self.caption_range(clip)
-        texts = self._texts("captions", first, last, self._caption_offsets)
-        kinds = self._caption_kinds[first:last]
-        return [Caption(kind=self._kinds[kind], text=text) for kind, text in zip(kinds, texts, strict=True)]
+        return [
+            Caption(kind=self._kinds[self.caption_kinds[row]], text=self._text(row, *self._caption_bytes))
+            for row in range(*self.caption_range(clip))
+        ]
 
     def frames(self, size: int) -> ShardReader:
         """Return a reader of one size: `read(clip, start, stop, step)` -> (t, size, size, 3) uint8 RGB."""
@@ -218,17 +244,24 @@ class Store:
             )
         return ShardReader(self.path / frames_name(size))
 
+    def num_frames_at(self, size: int, clips: np.ndarray) -> np.ndarray:
+        """Return how many frames are stored of each of the clips (rows, any shape) at one size, int64."""
+        return np.minimum(self.num_frames[clips].astype(np.int64), self.config.frames_at(size))
+
     def usable(self, split: Split) -> np.ndarray:
         """Return the rows of the good clips of a split, int64 ascending. Raises ValueError if there are none."""
-        of_split = self.is_validation if split == "val" else ~self.is_validation
-        clips = np.flatnonzero(of_split & (self.num_frames > 0))
+        clips = self._mapped(f"{split}_rows", None, "<i8")
         if len(clips) == 0:
             direction = "raise" if split == "val" else "lower"
             raise ValueError(
                 f"{self.path} has no usable clip in split {split!r}; {direction} --data.val-fraction "
                 f"(now {self.config.val_fraction}), add clips, or see {BAD_CLIPS_FILE} for rejected ones"
             )
-        return clips.astype(np.int64)
+        return clips
+
+    def shortest(self, split: Split) -> int:
+        """Return the fewest stored frames of a usable clip of a split; 0 if there is none."""
+        return self.statistics()["shortest"][split]
 
     def bad_clips(self) -> dict[str, str]:
         """Return why each bad clip was rejected, by clip id."""

@@ -23,6 +23,7 @@ import zarr
 
 from dalle2_video.config_io import from_dict
 from dalle2_video.data.celebv_text import identity_of, is_validation
+from dalle2_video.data.statistics import checksum
 from dalle2_video.data.store import (
     BAD_CLIPS_FILE,
     STATISTICS_FILE,
@@ -43,6 +44,7 @@ from dalle2_video.data.verification_tables import (
     map_table,
     metadata_of,
     read_json_file,
+    rows_of_split,
     shape_of,
     shards_of,
     table_file,
@@ -105,7 +107,9 @@ def check_layout(subject: Subject) -> Findings:
             found.checked["metadata"] += 1
             try:
                 shape = shape_of(subject, name)
-                map_table(subject, name)
+                values = map_table(subject, name)
+                if name.endswith("_rows") and (values != rows_of_split(subject, name)).any():
+                    raise ValueError("rows are not those of the split's good clips")
             except FileNotFoundError:
                 found.blame("metadata", file, "is missing", "join")
                 continue
@@ -389,7 +393,11 @@ def check_statistics(subject: Subject, summary: RecordSummary | None, truncated:
         good = frames > 0
         counted |= {"bad": int((~good).sum()), "frames": int(frames.sum(dtype=np.int64))}
         if held_out is not None:
-            counted |= {"train_clips": int((good & ~held_out).sum()), "val_clips": int((good & held_out).sum())}
+            of_split = {"train": frames[good & ~held_out], "val": frames[good & held_out]}
+            counted |= {f"{split}_clips": len(lengths) for split, lengths in of_split.items()}
+            counted["shortest"] = {
+                split: int(lengths.min()) if len(lengths) else 0 for split, lengths in of_split.items()
+            }
     if kinds is not None:
         of_kind = np.bincount(kinds, minlength=len(CAPTION_KINDS)).tolist()
         counted["captions"] = {kind: count for kind, count in zip(CAPTION_KINDS, of_kind, strict=False) if count}
@@ -401,6 +409,7 @@ def check_statistics(subject: Subject, summary: RecordSummary | None, truncated:
     file = subject.store / STATISTICS_FILE
     try:
         stated = read_json_file(file)
+        counted["checksum"] = checksum(stated)
         wrong = [name for name, value in counted.items() if stated.get(name) != value]
         if wrong:
             found.blame("statistics", file, f"wrong: {', '.join(wrong)}", "join")

@@ -15,6 +15,7 @@ import numpy as np
 
 from dalle2_video.data import embeddings
 from dalle2_video.data.embeddings import EmbeddingSpec, window_starts
+from dalle2_video.data.shard_layout import EMPTY, ShardLayout
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.store import frames_name
 from dalle2_video.data.verification_tables import (
@@ -28,8 +29,6 @@ from dalle2_video.data.verification_tables import (
 from dalle2_video.digests import file_digest
 
 MAX_REASONS = 3
-
-_EMPTY = 2**64 - 1  # Zarr's mark for a chunk that holds only the fill value
 
 
 def check_frames_shard(
@@ -54,7 +53,7 @@ def check_frames_shard(
     found.checked["frame shards"] += 1
     reasons = _compare_file(file, None if recorded is None else recorded[str(size)])
     if num_frames is not None and file.is_file():
-        wrong = _check_chunks(subject, folder, file, task, num_frames, found)
+        wrong = _check_chunks(subject, size, file, task, num_frames, found)
         reasons += wrong[:MAX_REASONS]
         if len(wrong) > MAX_REASONS:
             reasons.append(f"{len(wrong) - MAX_REASONS} more chunks")
@@ -64,27 +63,29 @@ def check_frames_shard(
 
 
 def _check_chunks(
-    subject: Subject, folder: Path, file: Path, task: int, num_frames: np.ndarray, found: Findings
+    subject: Subject, size: int, file: Path, task: int, num_frames: np.ndarray, found: Findings
 ) -> list[str]:
     """Decode every stored chunk of the shard; return what is wrong."""
     try:
-        reader = ShardReader(folder)
+        reader = ShardReader(file.parent)
     except (OSError, ValueError, KeyError):
         return []  # `check_layout` says so
-    if reader.shape[:2] != (subject.num_clips, subject.config.max_frames):
+    layout, chunks = reader.layout, reader.layout.chunks_per_item
+    if layout.shape[:2] != (subject.num_clips, subject.config.frames_at(size)):
         return []
-    chunks = -(-reader.shape[1] // reader.chunk_frames)
     try:
-        index = _shard_index(file, reader.items_per_shard * chunks)
+        index = _shard_index(file, layout)
     except (OSError, ValueError) as error:
         return [str(error)]
     wrong = []
     first = task * subject.config.clips_per_shard
-    for row, count in enumerate(num_frames.tolist()):
-        # A chunk that is black throughout may be left out.
-        for chunk in np.flatnonzero(index[row * chunks : (row + 1) * chunks, 0] != _EMPTY).tolist():
-            start = chunk * reader.chunk_frames
-            stop = min(start + reader.chunk_frames, reader.shape[1])
+    for row, count in enumerate(np.minimum(num_frames, layout.shape[1]).tolist()):
+        stored = np.flatnonzero(index[row * chunks : (row + 1) * chunks, 0] != EMPTY).tolist()
+        if stored != list(range(-(-count // layout.chunk_frames))):
+            wrong.append(f"clip {first + row} of {count} frames has the chunks {stored}")
+        for chunk in stored:
+            start = chunk * layout.chunk_frames
+            stop = min(start + layout.chunk_frames, layout.shape[1])
             where = f"clip {first + row}, frames {start}:{stop}"
             found.checked["frame chunks"] += 1
             try:
@@ -113,12 +114,12 @@ def _compare_file(file: Path, wanted: dict[str, Any] | None) -> list[str]:
         return [f"cannot be read: {error.strerror}"]
 
 
-def _shard_index(file: Path, chunks: int) -> np.ndarray:
+def _shard_index(file: Path, layout: ShardLayout) -> np.ndarray:
     """Return offsets and lengths of a shard's chunks, (chunks, 2) uint64, read from the end of the file.
 
     Raises ValueError if its checksum is wrong or a chunk lies outside the file.
     """
-    size = 16 * chunks + 4
+    size = layout.index_bytes
     with file.open("rb") as shard:
         total = shard.seek(0, 2)
         shard.seek(max(0, total - size))
@@ -126,7 +127,7 @@ def _shard_index(file: Path, chunks: int) -> np.ndarray:
     if len(footer) != size or google_crc32c.value(footer[:-4]) != int.from_bytes(footer[-4:], "little"):
         raise ValueError("the index of its chunks is damaged or cut")
     index = np.frombuffer(footer[:-4], "<u8").reshape(-1, 2)
-    stored = index[index[:, 0] != _EMPTY]
+    stored = index[index[:, 0] != EMPTY]
     if len(stored) and int(stored.sum(1).max()) > total - size:
         raise ValueError("its index names chunks outside the file")
     return index
@@ -144,7 +145,7 @@ def check_embeddings(subject: Subject, name: str) -> tuple[Findings, EmbeddingSp
     try:
         spec = EmbeddingSpec(**read_json_file(file)["attributes"])
         config = subject.config
-        windows = len(window_starts(config.max_frames, spec.span, spec.hop))
+        windows = len(window_starts(config.frames_at(spec.size), spec.span, spec.hop))
         wanted = (name, subject.num_clips, config.clips_per_shard, windows)
         there = (spec.run_id, spec.num_clips, spec.clips_per_shard, spec.max_windows)
         if there != wanted:
@@ -178,7 +179,8 @@ def check_embeddings_shard(subject: Subject, spec: EmbeddingSpec, shard: int, sh
         reader = ShardReader(folder)
         first = shard * spec.clips_per_shard
         for clip in range(first, min(first + spec.clips_per_shard, spec.num_clips)):
-            windows = len(window_starts(int(counts[clip]), spec.span, spec.hop))
+            stored = min(int(counts[clip]), subject.config.frames_at(spec.size))
+            windows = len(window_starts(stored, spec.span, spec.hop))
             try:
                 vectors = reader.read(clip, 0, spec.max_windows)
             except (OSError, ValueError, OverflowError) as error:

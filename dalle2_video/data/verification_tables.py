@@ -30,12 +30,15 @@ CHECKS = (
     "embedding shards",
 )
 Redo = Literal["task", "join", "prepare", "remove", "nothing"]
-# Data type and shape of each table: N clips, M captions, C tokens of context; texts are as long as their offsets say.
+# Data type and shape of each table: N clips, M captions, C tokens of context; texts are as long as their offsets say,
+# and the rows of a split as many as clips are good and in it.
 TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "num_frames": ("<i4", ("N",)),
     "source_fps": ("<f8", ("N",)),
     "source_size": ("<i4", ("N", "2")),
     "is_validation": ("|b1", ("N",)),
+    "train_rows": ("<i8", ("rows",)),
+    "val_rows": ("<i8", ("rows",)),
     "caption_ranges": ("<i8", ("N+1",)),
     "caption_kinds": ("|u1", ("M",)),
     "tokens": ("<i4", ("M", "C")),
@@ -152,12 +155,21 @@ def shape_of(subject: Subject, name: str) -> tuple[int, ...]:
         if end < 0:
             raise ValueError("its offsets are damaged")
         return (end,)
+    if dims == ("rows",):
+        return (len(rows_of_split(subject, name)),)
     captions = subject.num_captions
     if captions is None and any(dim.startswith("M") for dim in dims):
         raise ValueError("the number of captions is not known, because caption_ranges is damaged")
     sizes = {"N": subject.num_clips, "N+1": subject.num_clips + 1, "2": 2, "C": subject.config.text_context}
     sizes |= {} if captions is None else {"M": captions, "M+1": captions + 1}
     return tuple(sizes[dim] for dim in dims)
+
+
+def rows_of_split(subject: Subject, name: str) -> np.ndarray:
+    """Return what train_rows or val_rows must hold, as num_frames and is_validation have it; raises as `map_table`."""
+    held_out = map_table(subject, "is_validation")
+    of_split = held_out if name == "val_rows" else ~held_out
+    return np.flatnonzero(of_split & (map_table(subject, "num_frames") > 0))
 
 
 def count_captions(store: Path, config: DataConfig, num_clips: int) -> int | None:

@@ -1,165 +1,187 @@
-"""Decode a clip once, at a fixed frame rate, into square RGB frames of several sizes.
+"""Decode one clip, at a fixed frame rate, into square RGB frames of several sizes.
 
 One thread a process: a preprocessing task owns one core, and threads inside the decoder cost CPU without gaining any.
 Invariant: a damaged file never comes back as a shorter clip. It raises BadClip, whose reason goes to the store's bad
-list; errors of the file system pass through instead, because another attempt may succeed.
+list; errors of the file system pass through instead, because another attempt may succeed. A file that makes the decoder
+hang, crash or use up the memory does so to its process: tasks decode through `decode_process`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 from av.video.frame import VideoFrame
 
-_STRICT = {"err_detect": "explode"}
+from dalle2_video.data.archives import Source
+from dalle2_video.data.video_filters import Deinterlacer, Scaler, orientation_of
+from dalle2_video.data.video_stream import BadClip, ClipStream, open_options
+from dalle2_video.data_config import DataConfig
 
-
-class BadClip(Exception):  # noqa: N818 - a verdict on the data, not a failure of the program
-    """The clip cannot be used; `reason` says why in words for the person who owns the data."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+__all__ = ["BadClip", "ClipFacts", "decode", "decode_to_arrays", "frame_shapes"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodedClip:
-    """`frames[size]`: (t, size, size, 3) uint8 RGB, the same t for every size."""
+class ClipFacts:
+    """What decoding tells of a clip besides its frames."""
 
-    frames: dict[int, np.ndarray]
+    num_frames: int
+    """Frames at the largest length, 1 to max_frames; a size with a smaller limit holds the first of them."""
     source_fps: float
+    """Mean rate of the source; 0 where unknown."""
     source_size: tuple[int, int]
-    """Width and height in pixels as displayed, rotation applied."""
+    """Width and height in pixels, upright; pixels need not be square."""
     seconds: float
+    """Duration of the whole source."""
 
 
-def decode(path: Path, fps: float, sizes: tuple[int, ...], max_frames: int) -> DecodedClip:
-    """Decode up to `max_frames` frames at `fps` frames per second, cropped to the centre square.
+def frame_shapes(config: DataConfig) -> dict[int, tuple[int, int, int, int]]:
+    """Return the shape (frames, size, size, 3) of the buffer that `decode` fills, for each size."""
+    return {size: (config.frames_at(size), size, size, 3) for size in config.frame_sizes}
 
-    Frame k is the one nearest in time to k / fps after the first, whatever the source's rate (constant or variable);
-    every size is scaled down from the source by area averaging. Raises BadClip for a file that is no video or is
-    damaged, OSError for a file that cannot be read.
+
+def decode_to_arrays(source: Source, config: DataConfig) -> tuple[ClipFacts, dict[int, np.ndarray]]:
+    """Decode into new arrays: (t, size, size, 3) uint8 for each size, as long as the clip. Raises as `decode` does."""
+    out = {size: np.zeros(shape, np.uint8) for size, shape in frame_shapes(config).items()}
+    facts = decode(source, config, out)
+    return facts, {size: frames[: facts.num_frames] for size, frames in out.items()}
+
+
+def decode(source: Source, config: DataConfig, out: dict[int, np.ndarray]) -> ClipFacts:
+    """Decode up to max_frames frames at `config.fps`, cropped to the centre square, into `out`.
+
+    out[size]: uint8 of the shape that `frame_shapes` says, RGB; its first min(num_frames, config.frames_at(size)) are
+    written. Frame k is the source frame nearest in time to (start + k) / fps, the earlier of two equally near ones,
+    whatever the source's rate, constant or variable. start is 0, the clip's first frame, or with the excerpt "middle"
+    the number that leaves as much before as after. Every size is scaled from the source by area averaging.
+
+    Raises BadClip for a file that is no video or is damaged, OSError for a file that cannot be read, MemoryError.
     """
     try:
-        with av.open(str(path), options=_STRICT) as container:
-            return _decode(container, Fraction(fps).limit_denominator(1001), sizes, max_frames)
-    except av.error.FFmpegError as error:
-        _raise_if_unreadable(path)
-        raise BadClip(f"cannot be decoded: {error.strerror or error}") from error
+        # Names and comments in a file are in any encoding.
+        options = open_options(config.decode)
+        with av.open(source.for_av(), options=options, metadata_errors="replace") as container:
+            return _decode(ClipStream(container, config.decode), config, out)
+    except MemoryError as error:
+        raise MemoryError(str(error)) from error  # FFmpeg's own kind cannot be pickled
+    except (av.error.FFmpegError, ValueError, OverflowError, RuntimeError) as error:
+        # PyAV raises the builtin ones for values that it cannot represent.
+        _raise_if_unreadable(source)
+        raise BadClip(f"cannot be decoded: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _raise_if_unreadable(path: Path) -> None:
+def _raise_if_unreadable(source: Source) -> None:
     """Let the file system's own error through: FFmpeg reports a failed disk and a broken file alike."""
-    with path.open("rb") as file:
-        while file.read(1 << 20):
-            pass
+    with source.path.open("rb") as file:
+        file.seek(source.offset or 0)
+        left = source.size if source.packed_size is None else source.packed_size
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            left -= len(block)
 
 
-def _decode(container: Any, fps: Fraction, sizes: tuple[int, ...], max_frames: int) -> DecodedClip:
-    if not container.streams.video:
-        raise BadClip("no video stream")
-    stream = container.streams.video[0]
-    stream.thread_type = "NONE"
-    stream.codec_context.options = _STRICT
-    graph: _Scaler | None = None
-    frames: dict[int, list[np.ndarray]] = {size: [] for size in sizes}
-    first = last = None
-    for frame in container.decode(stream):
-        _check_frame(frame, first)
-        if first is None:
-            first = frame
-            graph = _Scaler(stream, first, fps, sizes)
-        assert graph is not None
-        last = frame
-        graph.push(frame, frames)
-        if len(frames[sizes[0]]) >= max_frames:
-            break
-    if first is None or last is None or graph is None:
-        raise BadClip("the video stream holds no frame")
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    decoded_s = float((last.pts - first.pts + (last.duration or 0)) * stream.time_base)
-    seconds = _duration_s(container, stream, decoded_s)
-    if len(frames[sizes[0]]) < max_frames:
-        if rate > 0 and decoded_s < seconds - 2 / rate:
-            raise BadClip(f"truncated: the last frame is at {decoded_s:.2f} s of {seconds:.2f} s")
-        graph.push(None, frames)
-    turns = _quarter_turns(first)
-    size_wh = (first.width, first.height) if turns % 2 == 0 else (first.height, first.width)
-    # The crop is a centred square, so that turning the small results equals turning the source.
-    stacked = {s: np.ascontiguousarray(np.rot90(np.stack(f[:max_frames]), turns, (1, 2))) for s, f in frames.items()}
-    return DecodedClip(frames=stacked, source_fps=rate, source_size=size_wh, seconds=seconds)
+def _decode(clip: ClipStream, config: DataConfig, out: dict[int, np.ndarray]) -> ClipFacts:
+    slots = _Slots(Fraction(str(config.fps)) / clip.ticks_per_s, clip.first)
+    writer = _Writer(clip, config, out)
+    if not clip.interlaced:  # a whole picture is made from the frames around it
+        clip.is_needless = slots.none_nearest
+    start, seconds, frames = 0, clip.stated_seconds, None
+    if config.decode.excerpt == "middle":
+        measured = 0.0 if seconds else clip.measure_seconds()
+        start = max(0, (round((seconds or measured) * config.fps) - config.max_frames) // 2)
+        if start or measured:
+            frames = clip.frames(slots.pts(start))
+    shown = None
+    for picture in _pictures(clip, frames or clip.frames()):
+        if shown is not None:
+            writer.show(shown, slots.nearer_to_first(*_times(shown, picture)) - start)
+            if writer.complete:
+                break
+        shown = picture
+    else:
+        assert shown is not None, "frames() yields a frame or raises"
+        writer.show(shown, max(slots.before(clip.end) - start, 1))
+    return ClipFacts(
+        num_frames=writer.filled,
+        source_fps=clip.rate,
+        source_size=writer.displayed_size,
+        seconds=seconds or float((clip.end - slots.first_pts) / clip.ticks_per_s),
+    )
 
 
-def _check_frame(frame: VideoFrame, first: VideoFrame | None) -> None:
-    if frame.is_corrupt:
-        raise BadClip(f"damaged frame at {frame.time} s")
-    if frame.pts is None:
-        raise BadClip("a frame without time stamp")
-    if first is not None and (frame.width, frame.height) != (first.width, first.height):
-        raise BadClip(
-            f"frame size changes from {first.width}x{first.height} to {frame.width}x{frame.height} at {frame.time} s"
-        )
+def _pictures(clip: ClipStream, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    """Make whole pictures of interlaced frames; others are passed on."""
+    if not clip.interlaced:
+        yield from frames
+        return
+    deinterlacer = Deinterlacer(clip.first)
+    for frame in frames:
+        yield from deinterlacer.push(frame)
+    yield from deinterlacer.push(None)
 
 
-def _duration_s(container: Any, stream: Any, decoded_s: float) -> float:
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None:
-        return float(container.duration / av.time_base)
-    return decoded_s
+def _times(*pictures: VideoFrame) -> list[int]:
+    times = [picture.pts for picture in pictures if picture.pts is not None]
+    assert len(times) == len(pictures), "frames without time stamp are refused"
+    return times
 
 
-def _quarter_turns(frame: VideoFrame) -> int:
-    """Quarter turns counter-clockwise that display the frame upright, from the file's display matrix."""
-    turns, rest = divmod(frame.rotation, 90)
-    if rest:
-        raise BadClip(f"rotated by {frame.rotation} degrees, which is no multiple of 90")
-    return turns % 4
+class _Slots:
+    """The times k / fps of stored frames, against time stamps in ticks: whole numbers, so that nothing drifts."""
+
+    def __init__(self, slots_per_tick: Fraction, first: VideoFrame) -> None:
+        assert first.pts is not None
+        self.first_pts = first.pts
+        self.per_tick = slots_per_tick
+
+    def pts(self, slot: int) -> int:
+        """Return the last time stamp at or before stored frame `slot`."""
+        return self.first_pts + math.floor(slot / self.per_tick)
+
+    def nearer_to_first(self, first_pts: int, second_pts: int) -> int:
+        """Return how many stored frames lie at or before the middle between two source frames."""
+        doubled = first_pts + second_pts - 2 * self.first_pts
+        return doubled * self.per_tick.numerator // (2 * self.per_tick.denominator) + 1
+
+    def none_nearest(self, before: int, pts: int, after: int) -> bool:
+        """Return whether no stored frame is nearest to the source frame at `pts`; before, after: those around it."""
+        return self.nearer_to_first(before, pts) == self.nearer_to_first(pts, after)
+
+    def before(self, pts: int) -> int:
+        """Return how many stored frames a clip has that ends at `pts`."""
+        return math.floor((pts - self.first_pts) * self.per_tick + Fraction(1, 2))
 
 
-class _Scaler:
-    """Filter graph: frame rate, centre crop, then one area scaling to RGB for each size."""
+class _Writer:
+    """Fills the buffers of all sizes with the same frames, each as far as it goes."""
 
-    def __init__(self, stream: Any, first: VideoFrame, fps: Fraction, sizes: tuple[int, ...]) -> None:
-        aspect = float(stream.sample_aspect_ratio or 1)  # width over height of a pixel
-        width, height = min(first.width, round(first.height / aspect)), min(first.height, round(first.width * aspect))
-        graph = av.filter.Graph()
-        graph.threads = 1
-        source = graph.add_buffer(
-            width=first.width, height=first.height, format=first.format, time_base=stream.time_base
-        )
-        rate = graph.add("fps", f"fps={fps}:round=near")
-        crop = graph.add("crop", f"{width}:{height}")
-        split = graph.add("split", str(len(sizes)))
-        source.link_to(rate)
-        rate.link_to(crop)
-        crop.link_to(split)
-        self.source, self.sinks = source, {}
-        # Largest first: its output is what the decoder's picture is still in cache for.
-        for pad, size in enumerate(sorted(sizes, reverse=True)):
-            scale = graph.add("scale", f"{size}:{size}:flags=area")
-            rgb = graph.add("format", "pix_fmts=rgb24")
-            sink = graph.add("buffersink")
-            split.link_to(scale, pad, 0)
-            scale.link_to(rgb)
-            rgb.link_to(sink)
-            self.sinks[size] = sink
-        graph.configure()
-        self.graph = graph  # owns the filters' memory
+    def __init__(self, clip: ClipStream, config: DataConfig, out: dict[int, np.ndarray]) -> None:
+        first = clip.first
+        orientation = orientation_of(first)
+        if orientation is None:
+            raise BadClip("is displayed turned by an angle that is no multiple of 90 degrees")
+        self.displayed_size = (first.height, first.width) if orientation.transposed else (first.width, first.height)
+        self.out, self.max_frames = out, config.max_frames
+        # Largest first: the decoder's picture is still in cache for it.
+        sizes = sorted(config.frame_sizes, reverse=True)
+        self.scalers = {size: Scaler(first, clip.aspect, size, orientation) for size in sizes}
+        self.filled = 0
 
-    def push(self, frame: VideoFrame | None, frames: dict[int, list[np.ndarray]]) -> None:
-        """Feed one decoded frame (None ends the stream) and append what comes out to `frames`."""
-        self.source.push(frame)
-        for size, sink in self.sinks.items():
-            while True:
-                try:
-                    scaled = sink.pull()
-                except (av.error.BlockingIOError, av.error.EOFError):
-                    break
-                assert isinstance(scaled, VideoFrame)
-                frames[size].append(scaled.to_ndarray())
+    @property
+    def complete(self) -> bool:
+        return self.filled == self.max_frames
+
+    def show(self, picture: VideoFrame, until: int) -> None:
+        """Fill the frames that are not filled yet, before frame `until`, with the picture."""
+        begin, end = self.filled, min(until, self.max_frames)
+        if end <= begin:
+            return
+        for size, scaler in self.scalers.items():
+            frames = self.out[size][begin:end]
+            if len(frames) > 0:
+                scaler.write(picture, frames[0])
+                frames[1:] = frames[0]
+        self.filled = end

@@ -6,16 +6,26 @@ loss by noise level. Computed in fp32 whatever the network's precision.
 
 from __future__ import annotations
 
+import torch
+from einops import reduce
 from torch import Tensor
 
 from dalle2_video.config import Objective
 from dalle2_video.diffusion.parameterization import target
 
 
-def diffusion_loss(prediction: Tensor, x0: Tensor, noise: Tensor, logsnr_b: Tensor, objective: Objective) -> Tensor:
+def diffusion_loss(
+    prediction: Tensor,
+    x0: Tensor,
+    noise: Tensor,
+    logsnr_b: Tensor,
+    objective: Objective,
+    valid_b: Tensor | None = None,
+) -> Tensor:
     """Mean over a sample's elements of (prediction - target)^2 (Ho et al. 2020, eq. 14, for any objective).
 
-    prediction, x0, noise: (b, ...) float of one shape; logsnr_b: (b,). Returns (b,) fp32, 0 or more.
+    prediction, x0, noise: (b, ...) float of one shape; logsnr_b: (b,). valid_b: (b,) int, 1 or more: with videos
+    (b, c, t, h, w) the mean is over a sample's first valid_b frames alone. Returns (b,) fp32, 0 or more.
     Raises ValueError where the shapes differ, which broadcasting would turn into a wrong loss.
     """
     if not prediction.shape == x0.shape == noise.shape:
@@ -23,5 +33,9 @@ def diffusion_loss(prediction: Tensor, x0: Tensor, noise: Tensor, logsnr_b: Tens
             f"diffusion_loss: prediction {tuple(prediction.shape)}, x0 {tuple(x0.shape)} and noise "
             f"{tuple(noise.shape)} must have one shape"
         )
-    error = prediction.float() - target(objective, x0, noise, logsnr_b)
-    return error.square().flatten(1).mean(1)
+    error = (prediction.float() - target(objective, x0, noise, logsnr_b)).square()
+    if valid_b is None:
+        return error.flatten(1).mean(1)
+    of_frame = reduce(error, "b c t h w -> b t", "mean")
+    valid = torch.arange(of_frame.shape[1], device=valid_b.device) < valid_b[:, None]
+    return torch.where(valid, of_frame, 0.0).sum(1) / valid.sum(1)

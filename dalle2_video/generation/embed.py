@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from dalle2_video.data import embeddings
-from dalle2_video.data.batches import to_float
+from dalle2_video.data.batches import read_window, to_float
 from dalle2_video.data.embeddings import window_starts
 from dalle2_video.data.store import Store
-from dalle2_video.digests import file_digest
 from dalle2_video.stages.frozen_clip import FrozenClip
 from dalle2_video.task_array import OnProgress, Published
 
@@ -33,6 +32,7 @@ class EmbedArray:
         self.clip = FrozenClip(clip_export)
         self.clip.to(device)
         self.window = self.clip.config.window
+        self.reader = self.store.frames(self.window.size)
         self.spec = embeddings.spec_for(self.store, name, self.window, hop, self.clip.config.embed_dim)
         self.num_tasks = self.spec.num_shards
 
@@ -44,21 +44,22 @@ class EmbedArray:
         """Embed the windows of one shard's clips; bad clips have none."""
         first = task * self.spec.clips_per_shard
         clips = range(first, min(first + self.spec.clips_per_shard, self.store.num_clips))
-        reader = self.store.frames(self.window.size)
-        values = []
+        values, size = [], self.window.size
         for done, clip in enumerate(clips, start=1):
-            starts = window_starts(int(self.store.num_frames[clip]), self.window.span, self.spec.hop)
-            windows = [reader.read(clip, s, s + self.window.span, self.window.stride) for s in starts.tolist()]
+            num_frames = int(self.store.num_frames_at(size, np.asarray(clip)))
+            starts = window_starts(num_frames, self.window.span, self.spec.hop).tolist()
+            windows = np.empty((len(starts), self.window.num_frames, size, size, 3), np.uint8)
+            for start, window in zip(starts, windows, strict=True):
+                read_window(self.reader, clip, start, num_frames, self.window.stride, window)
             values.append(self._embed(windows))
             on_progress(done / len(clips))
-        published = embeddings.write_shard(staging, self.spec, task, values)
-        record = {"clips": len(clips), "windows": sum(map(len, values)), "sha256": file_digest(published[0][0])}
-        return published, record
+        published, facts = embeddings.write_shard(staging, self.spec, task, values)
+        return published, {"clips": len(clips), "windows": sum(map(len, values)), "sha256": facts["sha256"]}
 
-    def _embed(self, windows: list[np.ndarray]) -> np.ndarray:
+    def _embed(self, windows: np.ndarray) -> np.ndarray:
         vectors = [np.zeros((0, self.spec.dim), np.float32)]
         for first in range(0, len(windows), WINDOWS_AT_ONCE):
-            video = torch.from_numpy(np.stack(windows[first : first + WINDOWS_AT_ONCE])).to(self.device)
+            video = torch.from_numpy(windows[first : first + WINDOWS_AT_ONCE]).to(self.device)
             vectors.append(self.clip.encode_video(to_float(video)).float().cpu().numpy())
         return np.concatenate(vectors)
 

@@ -17,7 +17,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from dalle2_video.config import SpatialSrConfig, TemporalSrConfig
-from dalle2_video.data.keyed_random import Draws, key
+from dalle2_video.data.draws import Draws
+from dalle2_video.data.keyed_random import key
 from dalle2_video.data.tokenizer import Tokenizer
 from dalle2_video.diffusion.samplers import guided, sample
 from dalle2_video.diffusion.schedule import add_noise, log_snr

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dalle2_video.config import ClipConfig
 from dalle2_video.data.batches import WindowDataset, to_float
-from dalle2_video.data.keyed_random import Draws
+from dalle2_video.data.draws import Draws
 from dalle2_video.data.store import Split, Store
 from dalle2_video.models.clip import contrastive_loss
 from dalle2_video.models.factory import ModelDims, build, export_files
@@ -41,7 +41,7 @@ class ClipStage:
 
     def dataset(self, split: Split) -> WindowDataset:
         """Windows at any start, one caption each."""
-        return WindowDataset(self.inputs.store, split, self.inputs.seed, self.config.window)
+        return self.inputs.samples(split, self.config.window)
 
     def loss(self, model: Model, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         """Symmetric cross entropy; metrics: top-1 accuracy within the global batch and the logit scale."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dalle2_video.config import DecoderConfig
 from dalle2_video.data.batches import WindowDataset, to_float
-from dalle2_video.data.keyed_random import Draws
+from dalle2_video.data.draws import Draws
 from dalle2_video.data.store import Split
 from dalle2_video.models.factory import build, export_files
 from dalle2_video.stages.denoising import denoise
@@ -36,9 +36,7 @@ class DecoderStage:
     def dataset(self, split: Split) -> WindowDataset:
         """Windows whose start has an embedding."""
         assert self.inputs.embeddings is not None
-        return WindowDataset(
-            self.inputs.store, split, self.inputs.seed, self.config.window, embeddings=self.inputs.embeddings
-        )
+        return self.inputs.samples(split, self.config.window, embeddings=self.inputs.embeddings)
 
     def loss(self, model: Model, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         """Squared error of the prediction."""
@@ -54,7 +52,7 @@ class DecoderStage:
                 embedding_bd=batch["embedding"],
             )
 
-        losses, _ = denoise(predict, to_float(batch["video"]), draws, self.config.diffusion)
+        losses, _ = denoise(predict, to_float(batch["video"]), draws, self.config.diffusion, batch.get("valid"))
         return losses.mean(), {}
 
     def export_files(self) -> dict[str, str]:

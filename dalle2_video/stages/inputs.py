@@ -1,10 +1,14 @@
-"""What every trainable stage is made from: its part of the recipe and where its parents lie."""
+"""What every trainable stage is made from: its part of the recipe, where its parents lie, and its samples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from dalle2_video.data.batches import WindowDataset
+from dalle2_video.data.store import Split
+from dalle2_video.data_config import CaptionConfig, WindowConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +20,18 @@ class StageInputs:
     seed: int
     store: Path
     """Zarr store of the preprocess run."""
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    """Text of a sample."""
     exports: dict[str, Path] = field(default_factory=dict)
     """Export folders of trained parents, by stage."""
     embeddings: str | None = None
     """Name of the video embeddings in the store."""
     activation_checkpointing: bool = False
+
+    def samples(
+        self, split: Split, window: WindowConfig | None, *, low_size: int | None = None, embeddings: str | None = None
+    ) -> WindowDataset:
+        """Return the run's samples of a split; see WindowDataset."""
+        return WindowDataset(
+            self.store, split, self.seed, window, low_size=low_size, embeddings=embeddings, captions=self.captions
+        )

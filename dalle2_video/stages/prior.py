@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dalle2_video.config import PriorConfig
 from dalle2_video.data.batches import WindowDataset
-from dalle2_video.data.keyed_random import Draws
+from dalle2_video.data.draws import Draws
 from dalle2_video.data.store import Split
 from dalle2_video.models.factory import build, export_files
 from dalle2_video.stages.denoising import denoise
@@ -39,7 +39,7 @@ class PriorStage:
     def dataset(self, split: Split) -> WindowDataset:
         """Embeddings and captions; no frames are read."""
         assert self.inputs.embeddings is not None
-        return WindowDataset(self.inputs.store, split, self.inputs.seed, None, embeddings=self.inputs.embeddings)
+        return self.inputs.samples(split, None, embeddings=self.inputs.embeddings)
 
     def loss(self, model: Model, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         """Squared error of the predicted embedding; metric: its cosine to the true one."""

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from dalle2_video.data.batches import WindowDataset, to_float
-from dalle2_video.data.keyed_random import Draws
+from dalle2_video.data.draws import Draws
 from dalle2_video.data.store import Split
 from dalle2_video.stages.stage import Batch, Metrics, Model
 from dalle2_video.stages.super_resolution import SuperResolution
@@ -28,9 +28,7 @@ class SpatialSrStage(SuperResolution):
 
     def dataset(self, split: Split) -> WindowDataset:
         """Windows at both sizes."""
-        return WindowDataset(
-            self.inputs.store, split, self.inputs.seed, self.config.window, low_size=self.config.low_size
-        )
+        return self.inputs.samples(split, self.config.window, low_size=self.config.low_size)
 
     def loss(self, model: Model, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         """Squared error of the prediction on a random crop."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dalle2_video.config import OptimConfig
 from dalle2_video.data.batches import Split, WindowDataset
-from dalle2_video.data.keyed_random import Draws
+from dalle2_video.data.draws import Draws
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor]

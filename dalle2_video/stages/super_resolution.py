@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle2_video.config import SuperResolutionConfig
-from dalle2_video.data.keyed_random import Draws
+from dalle2_video.data.draws import Draws
 from dalle2_video.diffusion.schedule import add_noise, log_snr
 from dalle2_video.models.factory import build, export_files
 from dalle2_video.stages.denoising import denoise
@@ -59,7 +59,7 @@ class SuperResolution:
                 low_res_logsnr_b=augmentation_logsnr,
             )
 
-        losses, _ = denoise(predict, x0, draws, self.config.diffusion)
+        losses, _ = denoise(predict, x0, draws, self.config.diffusion, batch.get("valid"))
         return losses.mean()
 
     def augment(self, low_bcthw: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:

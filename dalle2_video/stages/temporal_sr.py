@@ -6,7 +6,7 @@ from einops import repeat
 from torch import Tensor
 
 from dalle2_video.data.batches import WindowDataset, to_float
-from dalle2_video.data.keyed_random import Draws
+from dalle2_video.data.draws import Draws
 from dalle2_video.data.store import Split
 from dalle2_video.stages.stage import Batch, Metrics, Model
 from dalle2_video.stages.super_resolution import SuperResolution
@@ -24,7 +24,7 @@ class TemporalSrStage(SuperResolution):
 
     def dataset(self, split: Split) -> WindowDataset:
         """Windows at the full rate."""
-        return WindowDataset(self.inputs.store, split, self.inputs.seed, self.config.window)
+        return self.inputs.samples(split, self.config.window)
 
     def loss(self, model: Model, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         """Squared error of the prediction."""

@@ -19,8 +19,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from dalle2_video.data.batches import batch_samples, collate, loader
-from dalle2_video.data.keyed_random import Draws, key
+from dalle2_video.data.batches import batch_samples
+from dalle2_video.data.draws import Draws
+from dalle2_video.data.keyed_random import key
+from dalle2_video.data.loading import loader
 from dalle2_video.runtime import RuntimeConfig
 from dalle2_video.stages.stage import Batch, Metrics, Stage
 from dalle2_video.training import checkpoint, distributed, ema
@@ -94,6 +96,8 @@ class Trainer:
             world=self.world_size,
             micro=self.micro_batch,
             workers=self.runtime.workers,
+            prefetch=self.runtime.prefetch,
+            pin=self.device.type == "cuda",
         )
         if self.rank == 0:
             self.control.append("events", {"event": "start", "step": first_step, "world_size": self.world_size})
@@ -205,7 +209,7 @@ class Trainer:
                 number, self.stage.optim.batch_size, self.rank, self.world_size, self.micro_batch, self.accumulation
             )
             for micro in samples:
-                batch = self._to_device(collate(self.val_set.__getitems__(micro)))
+                batch = self._to_device(self.val_set.__getitems__(micro))
                 draws = Draws(key(self.seed, "validation"), batch["sample"], self.device)
                 loss, metrics = self.stage.loss(self.engine.model, batch, draws)
                 for name, value in {"loss": loss, **metrics}.items():

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle2_video.data import keyed_random
-from dalle2_video.data.keyed_random import Draws, integers, key, order, sample_position, uniform
+from dalle2_video.data.draws import Draws
+from dalle2_video.data.keyed_random import integers, key, order, sample_position, uniform
 
 seeds = st.integers(0, 2**31)
 samples = st.lists(st.integers(0, 2**40), min_size=1, max_size=6, unique=True)
@@ -59,6 +63,11 @@ def test_sample_positions_count_through_epochs(sample: int, n: int) -> None:
     epoch, position = sample_position(np.array([sample]), n)
     assert 0 <= position[0] < n
     assert epoch[0] * n + position[0] == sample
+
+
+def test_choosing_what_a_sample_holds_needs_no_torch() -> None:
+    code = "import dalle2_video.data.keyed_random, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
 
 
 def test_keys_are_the_same_on_every_machine_and_separate_their_arguments() -> None:

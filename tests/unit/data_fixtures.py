@@ -8,7 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from dalle2_video.data import celebv_text, preprocess
+from dalle2_video.data import celebv_text, join, preprocess
+from dalle2_video.data.decode_process import DecodeProcess
 from dalle2_video.data.store import Published
 from dalle2_video.data_config import DataConfig
 
@@ -27,14 +28,21 @@ KIND_LINES = {
 
 
 def write_mp4(
-    path: Path, *, seconds: float = 2.5, fps: int = 24, width: int = 48, height: int = 32, seed: int = 0
+    path: Path,
+    *,
+    seconds: float = 2.5,
+    fps: int = 24,
+    width: int = 48,
+    height: int = 32,
+    seed: int = 0,
+    preset: str = "ultrafast",
 ) -> Path:
     """Render a square that moves right over a coloured ground whose brightness grows with time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = np.random.default_rng(seed).integers(40, 160, 3)
     frames = round(seconds * fps)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "preset": "ultrafast"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "preset": preset})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(frames):
             image = np.empty((height, width, 3), np.uint8)
@@ -68,9 +76,10 @@ def build_store(root: Path, config: DataConfig, destination: Path, staging: Path
     clips = celebv_text.scan(root, config)
     publish(preprocess.create_store(staging / "create", clips, config), destination)
     records = []
-    for task in range(preprocess.num_tasks(len(clips), config)):
-        result = preprocess.run_task(task, clips, root, config, staging / f"task{task}")
-        publish(result.published, destination)
-        records.append(result.record)
-    publish(preprocess.finish(records, clips, config, staging / "finish"), destination)
+    with DecodeProcess(config) as decoder:
+        for task in range(preprocess.num_tasks(len(clips), config)):
+            result = preprocess.run_task(task, clips, root, config, staging / f"task{task}", decoder)
+            publish(result.published, destination)
+            records.append(result.record)
+    publish(join.finish(records, clips, config, destination, staging / "finish"), destination)
     return records

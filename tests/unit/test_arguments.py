@@ -25,7 +25,7 @@ from slurm.executor import Placement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = load_recipe("tiny")
-PARTS = ("data", "clip", "embed", "prior", "decoder", "temporal-sr", "spatial-sr", "sample")
+PARTS = ("data", "captions", "clip", "embed", "prior", "decoder", "temporal-sr", "spatial-sr", "sample")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_launcher_offers_no_option_of_a_part_that_its_stage_does_not_read(help
         assert not [option for option in options if option.startswith(f"{part}.")]
     training = STAGES[stage].training
     assert ("micro-batch" in options) == training
-    assert ("tasks" in options) == (not training)
+    assert ("tasks" in options) == ("parallel" in options) == (not training)
     assert ("data-root" in options) == (stage == "preprocess")
     parents = {option.removeprefix("parents.") for option in options if option.startswith("parents.")}
     assert parents == {parent.replace("_", "-") for parent in STAGES[stage].parents}
@@ -116,6 +116,7 @@ def test_a_stage_that_the_recipe_has_not_is_refused() -> None:
         ("prior", {"prior.diffusion.logsnr_shift": -2.5e-07, "prior.diffusion.objective": "eps"}),
         ("decoder", {"decoder.unet.spatial_attention": (True, False, False), "clip.embed_dim": 32}),
         ("temporal_sr", {"temporal_sr.max_augmentation": 0.25}),
+        ("clip", {"captions.choose": "joined", "captions.weights.light_color": 0.0, "captions.weights.action": 2.5}),
         ("sample", {"sample.prompts": ("a red circle", 'it\'s "quoted"', "ü $x"), "sample.decoder_guidance": 2.5}),
     ],
 )
@@ -176,6 +177,18 @@ def test_a_placement_names_the_option_that_must_be_one_or_more(name: str) -> Non
 def test_a_placement_names_the_option_that_must_not_be_negative(name: str) -> None:
     with pytest.raises(ValueError, match=rf"--{name.replace('_', '-')} -1 must be 0 or more"):
         changed(Placement(), name, -1)
+
+
+@pytest.mark.parametrize(("flags", "name"), [(["--tasks", "0"], "--tasks 0"), (["--parallel", "-1"], "--parallel -1")])
+def test_an_array_needs_a_job_and_no_negative_limit(flags: list[str], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be"):
+        parse(STAGES["preprocess"], flags)
+
+
+def test_how_an_array_is_shared_out_stays_out_of_the_recipe() -> None:
+    parsed = parse(STAGES["embed"], ["--tasks", "500", "--parallel", "40"])
+    assert (parsed.array.tasks, parsed.array.parallel) == (500, 40)
+    assert parsed.recipe == TINY
 
 
 def test_several_nodes_need_slurm() -> None:

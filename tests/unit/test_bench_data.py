@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from data_fixtures import write_mp4
 
+from dalle2_video.data.archives import Source
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.store import Store
-from dalle2_video.data.video import decode
+from dalle2_video.data.video import decode_to_arrays
 from tools.bench import loader, loader_stores, peers, preprocess, timing
 
 TINY = loader.Amounts(clips=4, frames=40, fast=6, batches=12)
@@ -108,7 +110,8 @@ def test_like_old_stores_every_first_frame_of_the_source(clips: list[Path], tmp_
     for task, config in workload.like_old():
         with av.open(clips[task]) as container:
             source = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][:20]
-        stored = decode(clips[task], config.fps, (64,), config.max_frames).frames[64]
+        small = dataclasses.replace(config, frame_sizes=(64,))
+        stored = decode_to_arrays(Source.of_file(clips[task]), small)[1][64]
         assert np.abs(stored.astype(int) - np.stack(source)).max() <= 2
     assert workload.ours_like_old() > 0
     assert workload.bytes["ours"] > 0

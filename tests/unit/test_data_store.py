@@ -9,8 +9,12 @@ import pytest
 import zarr
 from data_fixtures import CLIP_IDS, KIND_LINES, build_store, publish, write_dataset
 
-from dalle2_video.data import celebv_text, preprocess, video
-from dalle2_video.data.store import Store
+from dalle2_video.data import celebv_text, join, preprocess, video
+from dalle2_video.data.archives import Source
+from dalle2_video.data.decode_process import DecodeProcess
+from dalle2_video.data.shard_reader import ShardReader
+from dalle2_video.data.shard_writer import ShardWriter
+from dalle2_video.data.store import Store, create_frames
 from dalle2_video.data_config import DataConfig
 
 
@@ -22,10 +26,10 @@ def test_rows_are_all_clips_and_frames_are_those_decoded(
     for row, clip_id in enumerate(store.clip_ids):
         if clip_id in CLIP_IDS:
             path = raw_dataset / "videos/celebvtext_6" / f"{clip_id}.mp4"
-            expected = video.decode(path, data_config.fps, data_config.frame_sizes, data_config.max_frames)
+            _, expected = video.decode_to_arrays(Source.of_file(path), data_config)
             assert store.num_frames[row] == 20
             for size in data_config.frame_sizes:
-                np.testing.assert_array_equal(store.frames(size).read(row, 0, 20), expected.frames[size])
+                np.testing.assert_array_equal(store.frames(size).read(row, 0, 20), expected[size])
             assert store.source_fps[row] == 24.0
             assert store.source_size[row].tolist() == [48, 32]
 
@@ -50,7 +54,7 @@ def test_captions_and_tokens_belong_to_their_clip(store_path: Path, raw_dataset:
         if clip_id not in CLIP_IDS:
             continue
         captions = store.captions_of(row)
-        assert captions == celebv_text.read_captions(raw_dataset, clip_id, data_config)
+        assert captions == celebv_text.read_captions(clip_id, {}, celebv_text.text_folders(raw_dataset, data_config))
         first, last = store.caption_range(row)
         tokens, lengths, _ = tokenizer.encode([caption.text for caption in captions], data_config.text_context)
         np.testing.assert_array_equal(store.tokens[first:last], tokens)
@@ -122,10 +126,17 @@ def test_an_empty_split_is_refused_with_the_setting(
 def test_a_task_run_again_gives_the_same_bytes(raw_dataset: Path, data_config: DataConfig, tmp_path: Path) -> None:
     clips = celebv_text.scan(raw_dataset, data_config)
     seen: list[tuple[str, str | None]] = []
-    first = preprocess.run_task(
-        1, clips, raw_dataset, data_config, tmp_path / "a", on_clip=lambda clip_id, bad: seen.append((clip_id, bad))
-    )
-    second = preprocess.run_task(1, clips, raw_dataset, data_config, tmp_path / "b")
+    with DecodeProcess(data_config) as decoder:
+        first = preprocess.run_task(
+            1,
+            clips,
+            raw_dataset,
+            data_config,
+            tmp_path / "a",
+            decoder,
+            lambda clip_id, bad: seen.append((clip_id, bad)),
+        )
+        second = preprocess.run_task(1, clips, raw_dataset, data_config, tmp_path / "b", decoder)
     assert json.dumps(first.record) == json.dumps(second.record)
     assert [relative for _, relative in first.published] == ["frames_8/c.1.0.0.0.0", "frames_16/c.1.0.0.0.0"]
     for (one, _), (two, _) in zip(first.published, second.published, strict=True):
@@ -144,31 +155,32 @@ def test_uncompressed_frames_are_the_same_frames(
 
 
 def test_a_shard_that_is_black_throughout_still_has_its_file(data_config: DataConfig, tmp_path: Path) -> None:
-    block = np.zeros((1, data_config.max_frames, 8, 8, 3), np.uint8)
-    path = preprocess.write_shard(tmp_path, 8, 0, 1, block, data_config, has_good=True)
-    assert path is not None
-    assert path.is_file()
+    with ShardWriter(create_frames(tmp_path, 8, 1, data_config), 0) as writer:
+        writer.write(0, np.zeros((20, 8, 8, 3), np.uint8))
+        writer.finish()
+    assert not ShardReader(tmp_path / "frames_8").read(0, 0, 20).any()
 
 
 def test_a_shard_of_bad_clips_is_skipped_and_all_bad_is_refused(data_config: DataConfig, tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "raw", ["aaaaaaaaaaa_0_0", "aaaaaaaaaaa_0_1"], seconds=0.5)
     clips = celebv_text.scan(root, data_config)
-    result = preprocess.run_task(0, clips, root, data_config, tmp_path / "staging")
+    with DecodeProcess(data_config) as decoder:
+        result = preprocess.run_task(0, clips, root, data_config, tmp_path / "staging", decoder)
     assert result.published == []
     with pytest.raises(ValueError, match=r"all 2 clips are bad(.|\n)*aaaaaaaaaaa_0_0: 4 frames at 8 fps"):
-        preprocess.finish([result.record], clips, data_config, tmp_path / "staging")
+        join.finish([result.record], clips, data_config, tmp_path, tmp_path / "staging")
 
 
 def test_missing_records_are_named(raw_dataset: Path, data_config: DataConfig, tmp_path: Path) -> None:
     clips = celebv_text.scan(raw_dataset, data_config)
     with pytest.raises(ValueError, match=r"tasks without a record: \[0, 1, 2, 3\]"):
-        preprocess.finish([], clips, data_config, tmp_path)
+        join.finish([], clips, data_config, tmp_path, tmp_path)
 
 
 def test_a_clip_with_unreadable_text_is_bad_alone(raw_dataset: Path, data_config: DataConfig, tmp_path: Path) -> None:
     root = tmp_path / "raw"
     shutil.copytree(raw_dataset, root)
-    (root / "texts/emotion" / f"{CLIP_IDS[0]}.txt").write_bytes(b"\xff\xfe caf\xe9")
+    (root / "texts/emotion" / f"{CLIP_IDS[0]}.txt").write_bytes(b"caf\xe9 au lait")
     build_store(root, data_config, tmp_path / "store", tmp_path / "staging")
     bad = Store(tmp_path / "store").bad_clips()
     assert "not UTF-8" in bad[CLIP_IDS[0]]
@@ -180,8 +192,8 @@ def test_a_full_disk_ends_the_task_instead_of_marking_clips_bad(
 ) -> None:
     clips = celebv_text.scan(raw_dataset, data_config)
     (tmp_path / "staging").write_text("a file where the folder should be: writing fails")
-    with pytest.raises(OSError, match="staging"):
-        preprocess.run_task(0, clips, raw_dataset, data_config, tmp_path / "staging")
+    with DecodeProcess(data_config) as decoder, pytest.raises(OSError, match="staging"):
+        preprocess.run_task(0, clips, raw_dataset, data_config, tmp_path / "staging", decoder)
 
 
 def test_a_publisher_needs_nothing_but_the_list(

@@ -105,10 +105,10 @@ def test_before_the_job_is_known_its_launcher_speaks_for_it_and_then_the_job(sle
         ("echo COMPLETING", "echo COMPLETED", "alive"),
         ("echo COMPLETED; echo RUNNING", "exit 1", "alive"),
         ("echo COMPLETED; echo FAILED", "exit 1", "gone"),
-        ("exit 1", "echo COMPLETED", "gone"),
-        ("exit 1", "echo 'CANCELLED by 1000'; echo TIMEOUT", "gone"),
-        ("exit 1", "echo NODE_FAIL; echo PENDING", "alive"),
-        ("true", "echo RUNNING", "alive"),
+        ("exit 1", "echo '4711|COMPLETED'", "gone"),
+        ("exit 1", "echo '4711_0|CANCELLED by 1000'; echo '4711_1|TIMEOUT'", "gone"),
+        ("exit 1", "echo '4711_0|NODE_FAIL'; echo '4711_[1-9]|PENDING'", "alive"),
+        ("true", "echo '4711|RUNNING'", "alive"),
         ("exit 1", "true", "unknown"),
         ("exit 1", "exit 1", "unknown"),
         ("true", "exit 1", "unknown"),
@@ -117,16 +117,64 @@ def test_before_the_job_is_known_its_launcher_speaks_for_it_and_then_the_job(sle
 def test_a_slurm_job_is_what_squeue_says_and_else_what_sacct_says(
     squeue: str, sacct: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in (("squeue", squeue), ("sacct", sacct)):
-        script = tmp_path / name
-        # The last argument is the job asked about.
-        script.write_text(f'#!/bin/sh\nfor last; do :; done\n[ "$last" = 4711 ] || exit 3\n{text}\n')
+    install(tmp_path, monkeypatch, "4711", squeue=squeue, sacct=sacct)
+    assert job_state.of_slurm_jobs(["4711"]) == answer
+    assert job_state.of_intent(intent({"executor": "slurm", "ids": ["4711"]}, process_record(os.getpid()))) == answer
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sacct", "answer"),
+    [
+        ("echo COMPLETED; echo PENDING", "exit 1", "alive"),
+        ("true", "echo '4711_0|COMPLETED'; echo '4712_0|RUNNING'", "alive"),
+        ("true", "echo '4711_0|COMPLETED'; echo '4712_0|FAILED'", "gone"),
+        # Nobody knows of the second: that it ended cannot be said.
+        ("true", "echo '4711_0|COMPLETED'; echo '4711_1|COMPLETED'", "unknown"),
+    ],
+)
+def test_of_several_slurm_jobs_all_must_have_ended(
+    squeue: str, sacct: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, "4711,4712", squeue=squeue, sacct=sacct)
+    job = {"executor": "slurm", "ids": ["4711", "4712"]}
+    assert job_state.of_intent(intent(job, process_record(os.getpid()))) == answer
+
+
+def test_only_what_has_not_started_is_taken_out_of_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "4712", scancel=f'echo "$@" > {tmp_path}/asked')
+    launcher = process_record(os.getpid())
+    job_state.try_cancel_queued(intent(launcher, launcher))
+    job_state.try_cancel_queued(intent(None, launcher))
+    assert not (tmp_path / "asked").exists()
+    job_state.try_cancel_queued(intent({"executor": "slurm", "ids": ["4711", "4712"]}, launcher))
+    assert (tmp_path / "asked").read_text() == "--state=PENDING 4711 4712\n"
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "size"),
+    [
+        ("echo 'MailProg = /bin/mail'; echo 'MaxArraySize            = 2001'", 2001),
+        ("echo 'MaxArraySize = 0'", 1),
+        ("echo 'no such line'", 1001),
+        ("exit 1", 1001),
+    ],
+)
+def test_the_size_of_an_array_is_the_clusters_and_else_slurms_default(
+    scontrol: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, "config", scontrol=scontrol)
+    assert job_state.max_array_size() == size
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, last: str, **commands: str) -> None:
+    """Put Slurm's commands on the path, which answer where their last argument is the expected one."""
+    for name, text in commands.items():
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nfor last; do :; done\n[ "$last" = {last} ] || exit 3\n{text}\n')
         script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert job_state.of_slurm_job("4711") == answer
-    assert job_state.of_intent(intent({"executor": "slurm", "id": "4711"}, process_record(os.getpid()))) == answer
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 def test_without_slurms_commands_a_slurm_job_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert job_state.of_slurm_job("4711") == "unknown"
+    assert job_state.of_slurm_jobs(["4711"]) == "unknown"

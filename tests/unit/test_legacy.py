@@ -315,7 +315,9 @@ def test_the_store_is_what_a_training_of_this_recipe_takes_as_its_parent(
     assert store.fingerprint == run.spec.source
     assert len(json.loads((run.folder / "manifest.json").read_text())) == CLIPS
     for row, clip_id in enumerate(IDS):
-        assert store.captions_of(row) == celebv_text.read_captions(texts, clip_id, store.config)
+        assert store.captions_of(row) == celebv_text.read_captions(
+            clip_id, {}, celebv_text.text_folders(texts, store.config)
+        )
         expected = celebv_text.is_validation(celebv_text.identity_of(clip_id), 0.3)
         assert bool(store.is_validation[row]) == expected
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from experiments.registry import Registry, Run
 from launch.arguments import load_recipe
 from launch.parents import needed_parts, resolve
 from launch.stages import STAGES
+from tools import import_h5
 
 TINY = load_recipe("tiny")
 
@@ -88,6 +90,32 @@ def test_an_unfinished_parent_is_told_with_the_command_that_goes_on(registry: Re
     ) as raised:
         find(registry, "embed")
     assert str(run.folder / "logs") in str(raised.value)
+
+
+def test_an_unfinished_store_is_gone_on_with_by_what_began_it(registry: Registry) -> None:
+    """A launcher needs to know where the data lies, and an import is not a launcher's to go on with."""
+    made = make_run(registry, TINY, "preprocess", done=False)
+    stored = json.loads((made.folder / "run.json").read_text())
+    for inputs, command in (
+        ({"data_root": "/a folder"}, r"python launch/preprocess\.py --made-up --data-root '/a folder'"),
+        ({"videos": "/old.h5", "import_command": "python tools/import_h5.py --videos /old.h5"},
+         r"python tools/import_h5\.py --videos /old\.h5\n"),
+    ):  # fmt: skip
+        (made.folder / "run.json").write_text(json.dumps(stored | {"inputs": inputs}))
+        with pytest.raises(ValueError, match=rf"is not finished; go on with it: {command}"):
+            find(registry, "clip")
+
+
+def test_an_import_remembers_the_command_line_that_goes_on_with_it(tmp_path: Path) -> None:
+    given = ["--videos", "/old.h5", "--captions", "/a b", "--source-fps", "25.0", "--bgr", "auto", "--data.fps", "4.0"]
+    command = import_h5._command(import_h5._parse([*given, "--dry-run"]), TINY)
+    python, script, *words = shlex.split(command)
+    assert (python, script) == ("python", "tools/import_h5.py")
+    assert import_h5._parse(words) == import_h5._parse(given)
+    other = import_h5._parse(["--videos", "old.h5", "--recipe", "celebv_text_64"])
+    assert shlex.split(import_h5._command(other, load_recipe("celebv_text_64")))[2:] == [
+        *("--videos", str(Path("old.h5").absolute()), "--recipe", "celebv_text_64")
+    ]
 
 
 def test_a_run_of_another_config_does_not_match(registry: Registry, store: Run, clip: Run) -> None:
@@ -166,5 +194,5 @@ def test_the_pinned_digest_is_that_of_the_finished_run(registry: Registry, store
 
 
 def test_a_launcher_reads_the_parts_of_its_parents_and_its_own() -> None:
-    assert needed_parts(STAGES["embed"]) == ("data", "seed", "clip", "embed")
+    assert needed_parts(STAGES["embed"]) == ("data", "seed", "captions", "clip", "embed")
     assert needed_parts(STAGES["preprocess"]) == ("data",)

@@ -179,6 +179,43 @@ def test_finished_tasks_keep_their_first_record(run: Run) -> None:
     assert run.task_records() == {0: {"clips": 1}, 3: {"clips": 5}}
 
 
+def test_forgotten_tasks_are_not_finished_any_more_and_neither_is_the_run(run: Run) -> None:
+    run.mark_prepared()
+    for task in range(4):
+        run.finish_task(task, {"clips": task})
+    run.mark_done({"digest": "d"})
+    assert run.task_file(2).is_file() and run.task_record(2) == {"clips": 2}
+    run.forget_tasks([1, 3, 3, 9])
+    assert (run.tasks_done(), run.prepared(), run.done()) == ({0, 2}, True, None)
+    assert run.task_record(1) is None
+    run.forget_tasks([], preparation=True)
+    assert (run.tasks_done(), run.prepared()) == ({0, 2}, False)
+
+
+def test_open_attempts_are_those_without_an_end(run: Run) -> None:
+    attempts = [run.claim_attempt({"group": group}) for group in range(3)]
+    attempts[1].end("done")
+    assert [(attempt.number, attempt.claim["group"]) for attempt in run.open_attempts()] == [(1, 0), (3, 2)]
+    assert run.attempt(2).end is not None
+
+
+def test_a_beat_that_is_not_there_or_half_written_says_nothing(run: Run) -> None:
+    attempt = run.claim_attempt({})
+    assert run.beat(attempt.number) is None
+    attempt.beat({"task": 3, "share": 0.5})
+    assert (run.beat(attempt.number) or {})["task"] == 3
+    (run.folder / "beat.0001").write_text('{"task": 3, "sh')
+    assert run.beat(attempt.number) is None
+
+
+def test_events_of_all_attempts_are_read_in_order(run: Run) -> None:
+    first, second = run.claim_attempt({}), run.claim_attempt({})
+    second.append("events", {"event": "b"})
+    first.append("events", {"event": "a"})
+    first.append("metrics", {"step": 1})
+    assert [record["event"] for record in run.events()] == ["a", "b"]
+
+
 def test_a_step_done_twice_counts_once_with_the_later_attempts_metrics(run: Run) -> None:
     for losses in ({10: 1.0, 20: 0.9, 30: 0.8}, {20: 0.5}):
         attempt = run.claim_attempt({})

@@ -182,6 +182,67 @@ def test_why_sums_up_many_attempts(registry: Registry, capsys: pytest.CaptureFix
     assert "Attempt 13 " not in told and "Attempt 14 " in told and "Attempt 21 " in told
 
 
+def large_array(registry: Registry) -> Run:
+    """An array of 1,100 tasks and 500 jobs, of which 450 are done and three failed; every task found a bad clip."""
+    run = registry.create(make_spec(stage="preprocess", id="cccc000001"))
+    groups = [list(range(group, 1100, 500)) for group in range(500)]
+    request = {"launcher": GONE, "groups": groups, "training": False, "num_tasks": 1100, "num_clips": 4400}
+    assert run.claim_intent(1, request)
+    run.resolve_intent(1, alive())
+    (run.folder / "tasks").mkdir()
+    for group in range(500):
+        attempt = run.claim_attempt({"intent": 1, "group": group, "supervised": True})
+        for task in groups[group] if group < 450 else []:
+            bad = {f"clip_{task:04d}": f"reason {task}"}
+            attempt.append("events", {"event": "task", "task": task, "clips": 4, "bad": bad})
+            run.task_file(task).write_text("{}")
+        if group < 450:
+            attempt.end("done")
+        elif group < 453:
+            attempt.end("error", message=f"group {group} broke")
+        elif group < 460:
+            attempt.beat({"task": group, "share": 0.5})
+    return run
+
+
+def test_show_sums_up_an_array_of_many_tasks_and_names_what_failed(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = large_array(registry)
+    shown = output(capsys, "show", "cccc")
+    assert len(shown.splitlines()) < 60
+    done = len(run.tasks_done())
+    assert f"1100: {done} done, 47 running, {1100 - done - 47} queued" in shown
+    assert f"{done * 4} of 4400, {done} of them bad" in shown
+    assert "clip_0000: reason 0" in shown and "clip_0019: reason 19" in shown and "clip_0020" not in shown
+    assert f"and {done - 20} more; all of them: the events.*.jsonl in" in shown
+    assert "500: 450 done, 47 at work, 3 error" in shown
+    failures = [line for line in shown.splitlines() if "error: group" in line]
+    assert [line.split()[1] for line in failures] == ["451", "452", "453"]
+    assert "clips/s" in shown and "left" in shown
+    (line,) = [line for line in output(capsys, "list").splitlines() if "cccc000001" in line]
+    assert f"{(done + 3.5) / 1100:.0%} {done}/1100 tasks" in line
+
+    run.resolve_intent(1, GONE)
+    left = output(capsys, "show", "cccc")
+    assert f"{1100 - done} left for the next launch" in left and "queued" not in left and "clips/s" not in left
+    (line,) = [line for line in output(capsys, "list").splitlines() if "cccc000001" in line]
+    assert "failed" in line and "without a word" in line
+
+
+def test_stop_takes_what_has_not_started_out_of_slurms_queue(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("squeue", "echo PENDING; echo RUNNING"), ("scancel", f'echo "$@" > {tmp_path}/asked')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    launched(registry, "aaaa000001", {"executor": "slurm", "ids": ["7", "9"]}, None)
+    assert "asked to save and stop" in output(capsys, "stop", "aaaa")
+    assert (tmp_path / "asked").read_text() == "--state=PENDING 7 9\n"
+    assert "Slurm job 7, 9" in output(capsys, "why", "aaaa")
+
+
 def write_log(path: Path, text: str) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
@@ -198,14 +259,17 @@ def test_logs_prints_the_newest_attempts_log_of_a_rank(registry: Registry, capsy
     assert output(capsys, "logs", "clip/tiny-aaaa000001", "--rank", "1", "--attempt", "1") == "attempt 1 rank 1\n"
 
 
-@pytest.mark.parametrize(("groups", "name"), [([[]], "4711_1_log.out"), ([[0], [1]], "4700_1_1_log.out")])
+@pytest.mark.parametrize(
+    ("array", "name"),
+    [({}, "4711_1_log.out"), ({"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3"}, "4700_3_1_log.out")],
+)
 def test_logs_of_slurm_jobs_and_arrays_are_where_submitit_puts_them(
-    groups: list[list[int]], name: str, registry: Registry, capsys: pytest.CaptureFixture[str]
+    array: dict[str, str], name: str, registry: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = registry.create(make_spec(id="aaaa000001"))
-    run.claim_intent(1, {"launcher": GONE, "groups": groups})
-    run.resolve_intent(1, {"executor": "slurm", "id": "4711" if len(groups) == 1 else "4700"})
-    run.claim_attempt({"intent": 1, "group": len(groups) - 1, "slurm": {"SLURM_JOB_ID": "4711"}})
+    run.claim_intent(1, {"launcher": GONE, "groups": [[task] for task in range(2000)]})
+    run.resolve_intent(1, {"executor": "slurm", "ids": ["4600", "4700"]})
+    run.claim_attempt({"intent": 1, "group": 1003, "slurm": {"SLURM_JOB_ID": "4711"} | array})
     write_log(run.folder / "logs" / name, "text\n")
     assert output(capsys, "logs", "aaaa", "--rank", "1") == "text\n"
 

@@ -115,7 +115,7 @@ def test_a_sound_store_is_said_to_be_sound(run: Run, verify: Callable[..., Simpl
         assert (answer.code, answer.named) == (0, []), answer.out
     checked = {line[:18].strip(): int(line[18:].split()[0]) for line in answer.out.splitlines()[2:-1]}
     assert checked == {
-        "registry": 3, "metadata": 28, "task records": 4, "clip tables": 10, "captions": 56, "tokens": 56,
+        "registry": 3, "metadata": 32, "task records": 4, "clip tables": 10, "captions": 56, "tokens": 56,
         "tokenizer": 1, "statistics": 2, "frame shards": 6, "frame chunks": 48, "embedding shards": 0,
     }  # fmt: skip
 
@@ -324,7 +324,7 @@ def embedded(run: Run) -> Run:
         rows = range(shard * 3, min(shard * 3 + 3, store.num_clips))
         starts = [embeddings.window_starts(int(store.num_frames[row]), spec.span, spec.hop) for row in rows]
         values = [np.full((len(of_row), 5), row, np.float32) for row, of_row in zip(rows, starts, strict=True)]
-        items = embeddings.write_shard(staging / str(shard), spec, shard, values)
+        items, _ = embeddings.write_shard(staging / str(shard), spec, shard, values)
         made.finish_task(shard, {"sha256": file_digest(items[0][0])})
         publish(items, store_path)
     shutil.rmtree(staging)

@@ -42,7 +42,7 @@ import tyro
 import zarr
 from numcodecs import Zstd
 
-from dalle2_video.data.batches import WindowDataset, collate
+from dalle2_video.data.batches import WindowDataset
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data_config import DataConfig, WindowConfig
 from tools.bench import loader_stores, peers
@@ -177,11 +177,12 @@ def per_clip_us(read: Read, chosen: Sequence[tuple[int, int]]) -> float:
 
 def stored_chunks(reader: ShardReader, n: int, start: int) -> list[bytes]:
     """Return the compressed chunks that hold a window, read without the reader's help."""
-    chunks = -(-reader.shape[1] // reader.chunk_frames)
-    data = reader.shard_path(n // reader.items_per_shard).read_bytes()
-    index = np.frombuffer(data[-16 * reader.items_per_shard * chunks - 4 : -4], "<u8").reshape(-1, chunks, 2)
-    touched = range(start // reader.chunk_frames, (start + FRAMES - 1) // reader.chunk_frames + 1)
-    spans = (index[n % reader.items_per_shard, chunk] for chunk in touched)
+    layout = reader.layout
+    shard, item = divmod(n, layout.items_per_shard)
+    data = layout.shard_path(shard).read_bytes()
+    index = np.frombuffer(data[-layout.index_bytes : -4], "<u8").reshape(-1, layout.chunks_per_item, 2)
+    touched = range(start // layout.chunk_frames, (start + FRAMES - 1) // layout.chunk_frames + 1)
+    spans = (index[item, chunk] for chunk in touched)
     return [data[int(offset) : int(offset) + int(length)] for offset, length in spans]
 
 
@@ -194,7 +195,7 @@ def batch_contestants(layouts: Layouts, amounts: Amounts) -> dict[str, Callable[
 
     def ours() -> None:
         for batch in batches:
-            collate(dataset.__getitems__(batch.tolist()))
+            dataset.__getitems__(batch.tolist())
 
     def memmap() -> None:
         for chosen in rows:

@@ -51,7 +51,7 @@ def read_batches(path: Path, count: int) -> dict[str, float]:
     """Assemble `count` batches of 64 windows, captions included, as a loader's worker does."""
     import torch
 
-    from dalle2_video.data.batches import WindowDataset, collate
+    from dalle2_video.data.batches import WindowDataset
     from dalle2_video.data.store import Store
     from dalle2_video.data_config import WindowConfig
 
@@ -61,7 +61,7 @@ def read_batches(path: Path, count: int) -> dict[str, float]:
     dataset = WindowDataset(path, "train", 0, WindowConfig(size=size, num_frames=FRAMES))
     early_mib = highest_mib = 0.0
     for step in range(count):
-        collate(dataset.__getitems__(range(step * BATCH, (step + 1) * BATCH)))
+        dataset.__getitems__(range(step * BATCH, (step + 1) * BATCH))
         own_mib = resident_mib()[1]
         highest_mib = max(highest_mib, own_mib)
         if step <= count // 10:

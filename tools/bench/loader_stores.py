@@ -9,28 +9,29 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import h5py
 import numpy as np
-import zarr
 from einops import rearrange
 
-from dalle2_video.data import preprocess
-from dalle2_video.data.celebv_text import ClipFile
+from dalle2_video.data import join, preprocess
+from dalle2_video.data.archives import Source
+from dalle2_video.data.celebv_text import Caption, ClipFile
+from dalle2_video.data.preprocess import ClipContent
 from dalle2_video.data.store import (
     BAD_CLIPS_FILE,
     STATISTICS_FILE,
     TOKENIZER_FILE,
-    ZARR_SETTINGS,
     Store,
     frames_name,
     write_array,
     write_texts,
 )
-from dalle2_video.data.video import decode
+from dalle2_video.data.video import ClipFacts, decode_to_arrays
 from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 from tools.bench.peer_work import CLIP_MEAN, CLIP_STD
 from tools.sample_data.captions import prompts
@@ -42,37 +43,34 @@ CAPTIONS_A_CLIP = 20
 
 def real_clips(sources: Sequence[Path], size: int, clips: int, frames: int) -> np.ndarray:
     """Return (clips, frames, size, size, 3) uint8 RGB at 24 fps, cut from the sources; short ones repeat."""
-    wanted = -(-clips * frames // len(sources))
-    pictures = np.concatenate([decode(path, 24.0, (size,), wanted).frames[size] for path in sources])
+    config = DataConfig(frame_sizes=(size,), fps=24.0, min_frames=1, max_frames=-(-clips * frames // len(sources)))
+    pictures = np.concatenate([decode_to_arrays(Source.of_file(path), config)[1][size] for path in sources])
     return np.resize(pictures, (clips, frames, size, size, 3))
 
 
 def write_store(path: Path, clips_nthwc: np.ndarray, config: DataConfig) -> Path:
     """Write a finished store with these clips as its only frames and made-up captions; all clips are for training."""
     count, frames, size = clips_nthwc.shape[:3]
-    files = [ClipFile(clip_id=f"{n:011d}_0_0", path=Path(), size_bytes=0) for n in range(count)]
-    preprocess.create_store(path, files, config)
-    with zarr.config.set(ZARR_SETTINGS):
-        zarr.open_array(str(path / frames_name(size)), mode="r+")[:] = clips_nthwc
+    clips = [ClipFile(clip_id=f"{n:011d}_0_0", source=Source(path=Path(), size=0)) for n in range(count)]
+    facts = ClipFacts(num_frames=frames, source_fps=24.0, source_size=(512, 512), seconds=frames / 24)
     lines = prompts(CAPTIONS_A_CLIP * count, seed=0)
-    records = []
-    for first in range(0, count, config.clips_per_shard):
-        rows = [
-            {
-                "clip_id": files[n].clip_id,
-                "bad": None,
-                "num_frames": frames,
-                "source_fps": 24.0,
-                "source_size": [512, 512],
-                "captions": [
-                    [CAPTION_KINDS[i % len(CAPTION_KINDS)], lines[n * CAPTIONS_A_CLIP + i]]
-                    for i in range(CAPTIONS_A_CLIP)
-                ],
-            }
-            for n in range(first, min(first + config.clips_per_shard, count))
+
+    def read(row: int) -> ClipContent:
+        kinds = [CAPTION_KINDS[i % len(CAPTION_KINDS)] for i in range(CAPTIONS_A_CLIP)]
+        captions = [
+            Caption(kind=kind, text=lines[row * CAPTIONS_A_CLIP + place]) for place, kind in enumerate(sorted(kinds))
         ]
-        records.append({"task": first // config.clips_per_shard, "clips": rows, "shards": {}})
-    preprocess.finish(records, files, config, path)
+        return ClipContent(facts=facts, frames={size: clips_nthwc[row]}, captions=captions)
+
+    preprocess.create_store(path, clips, config)
+    records = []
+    for task in range(preprocess.num_tasks(count, config)):
+        with tempfile.TemporaryDirectory(dir=path) as staging:
+            written = preprocess.write_shards(task, clips, config, Path(staging), read, lambda clip_id, bad: None)
+            for staged, relative in written.published:
+                staged.rename(path / relative)
+        records.append(written.record)
+    join.finish(records, clips, config, path, path)
     return path
 
 
@@ -97,6 +95,8 @@ def repeat_store(base: Path, path: Path, clips: int) -> Path:
     for name in ("num_frames", "source_fps", "source_size", "is_validation"):
         values = getattr(source, name)
         write_array(path, name, np.concatenate([values] * times)[:clips])
+    write_array(path, "train_rows", np.arange(clips, dtype=np.int64))
+    write_array(path, "val_rows", np.zeros(0, np.int64))
     for name in ("tokens", "token_lengths"):
         write_array(path, name, np.concatenate([np.asarray(getattr(source, name))] * times)[:captions])
     write_array(path, "caption_ranges", np.arange(clips + 1, dtype=np.int64) * CAPTIONS_A_CLIP)
