@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,19 @@ def publish(staged: Path, final: Path) -> None:
     fsync_folder(final.parent)
 
 
-def staging_folder(parent: Path) -> Path:
-    """Make an empty hidden folder in `parent`, on the same file system as what will be published there."""
-    folder = parent / f".staging-{uuid.uuid4().hex}"
+def staging_folder(parent: Path, owner: str = "") -> Path:
+    """Make an empty hidden folder in `parent`, on the same file system as what will be published there.
+
+    owner: who makes it, so that `staged_by` finds what was left of it by somebody who was killed.
+    """
+    folder = parent / f".staging-{owner}-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     return folder
+
+
+def staged_by(parent: Path, owner: str) -> list[Path]:
+    """Return the staging folders in `parent` whose owner's name begins with `owner`."""
+    return sorted(parent.glob(f".staging-{owner}*"))
 
 
 def remove_tree(folder: Path) -> None:
@@ -107,6 +115,12 @@ def remove_tree(folder: Path) -> None:
 def encode(value: Any) -> bytes:
     """JSON for people and programs: indented, sorted, UTF-8, newline at the end."""
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def encode_rows(rows: Sequence[Any]) -> bytes:
+    """JSON of a long list, one row a line."""
+    lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
+    return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
 
 
 def read_json(path: Path) -> Any | None:

@@ -373,9 +373,26 @@ class Attempt:
         """Return whether a newer attempt exists."""
         return self.run.newest_attempt() > self.number
 
+    def stage(self, parent: Path) -> Path:
+        """Return a new hidden folder in `parent` to write into what will be published there."""
+        return files.staging_folder(parent, f"{self.run.spec.id}-{self.number:04d}")
+
     def stage_commit(self) -> Path:
         """Return a new hidden folder to write a checkpoint into."""
-        return files.staging_folder(self.run.folder / "checkpoints")
+        return self.stage(self.run.folder / "checkpoints")
+
+    def remove_leftovers(self, parent: Path, *, group: int = 0) -> None:
+        """Remove what attempts of this run that were killed had staged in `parent`.
+
+        group: this attempt's array group, of which it is the only living one; attempts of other groups that have not
+        ended may be at work.
+        """
+        at_work = {attempt.number for attempt in self.run.open_attempts() if attempt.claim.get("group", 0) != group}
+        of_run = f"{self.run.spec.id}-"
+        kept = tuple(f".staging-{of_run}{number:04d}-" for number in {*at_work, self.number})
+        for folder in files.staged_by(parent, of_run):
+            if not folder.name.startswith(kept):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self, step: int, staged: Path) -> Commit:
         """Publish a checkpoint. Raises Superseded where a newer attempt owns the run."""

@@ -18,7 +18,7 @@ import numcodecs
 import numpy as np
 from rich.console import Console
 
-from dalle2_video.data.celebv_text import ClipFile, read_captions, scan, text_folders
+from dalle2_video.data.celebv_text import ClipFile, read_captions, scan_with_notes, text_folders
 from dalle2_video.data.decode_process import DecodeProcess
 from dalle2_video.data.video import BadClip
 from dalle2_video.data_config import DataConfig
@@ -194,7 +194,7 @@ def warnings(estimate: Estimate, *, clips: int, config: DataConfig, asked_tasks:
 def show(console: Console, arguments: Arguments, home: Path, tasks_done: int) -> None:
     """Measure and print; home: the registry's folder, which need not exist; tasks_done: finished tasks of the run."""
     config, root = arguments.recipe.data, Path(arguments.data_root)
-    clips = scan(root, config)
+    clips, _ = scan_with_notes(root, config)
     tasks = -(-len(clips) // config.clips_per_shard)
     left = tasks - tasks_done
     groups = max(1, min(arguments.array.tasks, left))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from dalle2_video.data_config import DataConfig
 from experiments import files, identity, reconcile
@@ -30,7 +31,7 @@ from slurm import executor, run_state
 from slurm.local import process_record
 
 USER_ERROR = 2
-MANIFEST = "manifest.json"
+MANIFEST, NOTES = "manifest.json", "notes.json"
 INTERRUPTED = 130
 STOP_TIMEOUT_S = 120
 console = Console(highlight=False, soft_wrap=True)
@@ -60,7 +61,9 @@ class _Planned:
     num_clips: int
     """Clips that the tasks share out; 0 where their work is not clips."""
     manifest: list[list[Any]] | None
-    """Preprocessing: id, path below the data root and bytes of every clip."""
+    """Preprocessing: every clip as `ClipFile.to_row` has it."""
+    notes: list[str]
+    """Preprocessing: what was odd about the input."""
 
 
 def _launch(info: StageInfo, arguments: Arguments) -> int:
@@ -80,7 +83,10 @@ def _launch(info: StageInfo, arguments: Arguments) -> int:
     registry.check_writable()
     run = registry.create(planned.spec)
     if planned.manifest is not None:
-        files.create_exclusive(run.folder / MANIFEST, files.encode(planned.manifest))
+        for note in planned.notes:
+            console.print(f"[yellow]note[/yellow]: {escape(note)}")
+        files.create_exclusive(run.folder / NOTES, files.encode(planned.notes))
+        files.create_exclusive(run.folder / MANIFEST, files.encode_rows(planned.manifest))
     return _start_or_attach(run, info, arguments, planned)
 
 
@@ -97,8 +103,9 @@ def _check_batch(info: StageInfo, arguments: Arguments) -> None:
 def _plan(registry: Registry, info: StageInfo, arguments: Arguments) -> _Planned:
     recipe = arguments.recipe
     manifest, source, inputs = None, None, {}
+    notes: list[str] = []
     if info.name == "preprocess":
-        manifest, source = _scan(arguments.data_root, recipe.data)
+        manifest, source, notes = _scan(arguments.data_root, recipe.data)
         inputs = {"data_root": str(Path(arguments.data_root).absolute())}
     if info.name == "sample" and not recipe.sample.prompts:
         raise ValueError("--sample.prompts is empty; give one or more: --sample.prompts 'a red circle moving left'")
@@ -124,6 +131,7 @@ def _plan(registry: Registry, info: StageInfo, arguments: Arguments) -> _Planned
         num_tasks=recipe.sample.num_tasks if info.name == "sample" else -(-num_clips // recipe.data.clips_per_shard),
         num_clips=num_clips,
         manifest=manifest,
+        notes=notes,
     )
 
 
@@ -141,15 +149,16 @@ def _plain(parts: dict[str, Any]) -> dict[str, Any]:
     return {part: to_dict_or_value(value) for part, value in parts.items()}
 
 
-def _scan(data_root: str, data: DataConfig) -> tuple[list[list[Any]], str]:
-    from dalle2_video.data.celebv_text import fingerprint, scan
+def _scan(data_root: str, data: DataConfig) -> tuple[list[list[Any]], str, list[str]]:
+    from dalle2_video.data.celebv_text import fingerprint, scan_with_notes
 
     if not data_root:
         raise ValueError(
-            "--data-root is missing: the folder that holds videos/ and texts/ as CelebV-Text lays them out"
+            "--data-root is missing: the folder that holds videos/ and texts/ as CelebV-Text lays them out, or the "
+            "archives of them"
         )
-    clips = scan(Path(data_root), data)
-    return [clip.to_row(Path(data_root)) for clip in clips], fingerprint(clips)
+    clips, notes = scan_with_notes(Path(data_root), data)
+    return [clip.to_row(Path(data_root)) for clip in clips], fingerprint(clips), notes
 
 
 def _start_or_attach(run: Run, info: StageInfo, arguments: Arguments, planned: _Planned) -> int:

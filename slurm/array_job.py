@@ -6,10 +6,11 @@ written after its files. Whichever group finds all tasks done joins them; two th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ class Worker:
         stop: asked before each task; on_task: told a task and the share of it done. Returns False where it was stopped.
         """
         run, array = self.run, self.array
+        self.attempt.remove_leftovers(array.root, group=self.group)
         if not run.prepared():
-            with _Staging(array.root) as staging:
+            with self._staging() as staging:
                 _publish(array.prepare(staging), array.root)
             run.mark_prepared()
         done = run.tasks_done()
@@ -68,7 +70,7 @@ class Worker:
         for task in mine:
             if stop():
                 return False
-            with _Staging(array.root) as staging:
+            with self._staging() as staging:
                 published, record = array.run_task(task, staging, functools.partial(self._progress, task, on_task))
                 _publish(published, array.root)
             # Before the record: whoever finds the task finished finds its sum.
@@ -77,11 +79,20 @@ class Worker:
             self.finished += 1
         if len(run.tasks_done()) == array.num_tasks and run.done() is None:
             records = run.task_records()
-            with _Staging(array.root) as staging:
+            with self._staging() as staging:
                 published, summary = array.finish(records, staging)
                 _publish(published, array.root)
             run.mark_done(summary | {"digest": identity.digest([records[task] for task in sorted(records)])})
         return True
+
+    @contextlib.contextmanager
+    def _staging(self) -> Iterator[Path]:
+        """A hidden folder on the file system of what is published, gone at the end."""
+        folder = self.attempt.stage(self.array.root)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _progress(self, task: int, on_task: Callable[[int, float], None] | None, share: float) -> None:
         self.attempt.beat({"task": task, "share": share})
@@ -92,19 +103,6 @@ class Worker:
 def _publish(published: Published, root: Path) -> None:
     for staged, relative in published:
         files.publish(staged, root / relative)
-
-
-class _Staging:
-    """A hidden folder on the file system of `root`, gone at the end."""
-
-    def __init__(self, root: Path) -> None:
-        self.folder = files.staging_folder(root)
-
-    def __enter__(self) -> Path:
-        return self.folder
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _task_array(run: Run, request: dict[str, Any], group: int) -> TaskArray:
@@ -118,7 +116,8 @@ def _task_array(run: Run, request: dict[str, Any], group: int) -> TaskArray:
         manifest = files.read_json(run.folder / "manifest.json")
         assert manifest is not None
         clips = [ClipFile.from_row(row, data_root) for row in manifest]
-        return PreprocessArray(root=run.folder / "store", data_root=data_root, clips=clips, config=data)
+        notes = files.read_json(run.folder / "notes.json") or []
+        return PreprocessArray(root=run.folder / "store", data_root=data_root, clips=clips, config=data, notes=notes)
 
     import torch
 

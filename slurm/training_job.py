@@ -36,6 +36,8 @@ def train(run: Run, intent: int, request: dict[str, Any]) -> int:
         runtime = from_dict(RuntimeConfig, request["runtime"])
         device = distributed.start(runtime.torch_threads)
         attempt = Attempt(run, distributed.from_rank_zero(lambda: claim(run, intent, request, 0)))
+        if distributed.rank() == 0:
+            attempt.remove_leftovers(run.folder / "checkpoints")
         parents = parents_of(run)
         stage = run.spec.stage
         inputs = StageInputs(

@@ -150,7 +150,7 @@ def _import(arguments: Arguments) -> int:
         fingerprint=source,
     )  # fmt: skip
     manifest = [clip.to_row(videos.path.parent) for clip in array.clips]
-    files.create_exclusive(run.folder / MANIFEST, files.encode(manifest))
+    files.create_exclusive(run.folder / MANIFEST, files.encode_rows(manifest))
     code = _run(run, array)
     record = run.done()
     if record is not None:

@@ -204,7 +204,10 @@ def _serve(connection: Connection, memory: int) -> None:
     av.logging.set_level(av.logging.ERROR)  # captured below; nothing is printed
     connection.send(True)
     while True:
-        source: Source = connection.recv()
+        try:
+            source: Source = connection.recv()
+        except EOFError:
+            return
         answer: ClipFacts | Exception
         with av.logging.Capture(local=False) as log:
             try:

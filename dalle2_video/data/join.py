@@ -15,18 +15,23 @@ from typing import Any
 import numpy as np
 
 from dalle2_video.data.captions import joined_length_bound, separator_ids
-from dalle2_video.data.celebv_text import ClipFile, identity_of, is_validation
+from dalle2_video.data.celebv_text import Caption, ClipFile, identity_of, is_validation
 from dalle2_video.data.preprocess import ClipRecord, num_tasks
+from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.statistics import checksum, statistics
 from dalle2_video.data.store import (
     BAD_CLIPS_FILE,
+    PAGE_FILE,
+    SHARDS_FILE,
     STATISTICS_FILE,
     TOKENIZER_FILE,
     Published,
+    frames_name,
     published_from,
     write_array,
     write_texts,
 )
+from dalle2_video.data.store_page import contact_sheet, example_size, page
 from dalle2_video.data.tokenizer import from_folder, train_bpe
 from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 
@@ -91,11 +96,21 @@ def finish(
         joined_lengths=np.array(joined, np.int64),
         notes=notes,
     )
-    counted |= {
-        "vocab_size": tokenizer.vocab_size,
-        "shards": {str(record["task"]): record["shards"] for record in sorted(records, key=lambda r: r["task"])},
-    }
+    counted["vocab_size"] = tokenizer.vocab_size
+    shards = {str(record["task"]): record["shards"] for record in sorted(records, key=lambda record: record["task"])}
+    (staging / SHARDS_FILE).write_text(json.dumps(shards, indent=1))
     counted["checksum"] = checksum(counted)
+    sizes = {
+        size: sum(record["shards"].get(str(size), {"bytes": 0})["bytes"] for record in records)
+        for size in config.frame_sizes
+    }
+    shown = example_size(config)
+    examples = contact_sheet(
+        ShardReader(store / frames_name(shown)),
+        np.minimum(arrays["num_frames"], config.frames_at(shown)),
+        lambda row: (rows[row]["clip_id"], [Caption(kind=kind, text=text) for kind, text in rows[row]["captions"]]),
+    )
+    (staging / PAGE_FILE).write_text(page(counted, config, examples, bad, sizes))
     published = published_from(staging)
     # Last of all: its presence says that the store is finished.
     (staging / STATISTICS_FILE).write_text(json.dumps(counted, indent=1))

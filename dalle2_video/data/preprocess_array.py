@@ -10,6 +10,7 @@ from dalle2_video.data import join, preprocess
 from dalle2_video.data.celebv_text import ClipFile
 from dalle2_video.data.decode_process import DecodeProcess
 from dalle2_video.data.preprocess import OnClip
+from dalle2_video.data.store import PAGE_FILE
 from dalle2_video.data_config import DataConfig
 from dalle2_video.task_array import OnProgress, Published
 
@@ -54,4 +55,4 @@ class PreprocessArray:
         ordered = [records[task] for task in sorted(records)]
         published = join.finish(ordered, self.clips, self.config, self.root, staging, self.notes)
         bad = sum(clip["bad"] is not None for record in ordered for clip in record["clips"])
-        return published, {"clips": len(self.clips), "bad": bad}
+        return published, {"clips": len(self.clips), "bad": bad, "page": str(self.root / PAGE_FILE)}

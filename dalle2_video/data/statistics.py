@@ -19,8 +19,14 @@ from dalle2_video.data.celebv_text import identity_of
 from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 
 _MOST_BINS = 40
-_MOST_RESOLUTIONS = 20
+_MOST_VALUES = 20
+_MOST_REASONS = 50
 _MOST_NOTES = 200
+_MOST_CHARACTERS, _REASON_CHARACTERS = 2000, 200
+"""Of a reason: looked at, and kept of what results."""
+_LEAST_SECONDS = 0.5
+OTHER = "other"
+"""Name under which the rarer values of a table are counted together."""
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -45,6 +51,8 @@ def statistics(
     kept = [row for row in rows if row["bad"] is None]
     of_split = {"train": good & ~held_out, "val": good & held_out}
     seconds = np.array([row["seconds"] for row in kept], np.float64)
+    of_clips = [f"{row['clip_id']}: {note}" for row in kept for note in row["notes"]]
+    left = [f"{len(of_clips) - _MOST_NOTES:,} more notes of clips"] if len(of_clips) > _MOST_NOTES else []
     return {
         "clips": len(rows),
         "bad": int((~good).sum()),
@@ -55,7 +63,10 @@ def statistics(
         },
         "shortest": {split: int(frames[of].min()) if of.any() else 0 for split, of in of_split.items()},
         "frames": int(frames.sum()),
-        "source_hours": round(float(seconds.sum()) / 3600, 4),
+        "frames_by_size": {
+            str(size): int(np.minimum(frames, config.frames_at(size)).sum()) for size in config.frame_sizes
+        },
+        "source_hours": round(float(seconds.sum()) / 3600, 6),
         "short_clips": {"count": sum(row["short"] for row in rows), "policy": config.short_clips},
         "cut_clips": int((seconds * config.fps >= config.max_frames + 1).sum()),
         "captions": {kind: count for kind, count in zip(CAPTION_KINDS, _per_kind(kinds), strict=True) if count},
@@ -64,14 +75,18 @@ def statistics(
         "joined_truncated": int((joined_lengths > config.text_context).sum()),
         "joined_tokens": _summary(joined_lengths),
         "histograms": {
-            "stored_seconds": histogram(frames[good] / config.fps),
-            "source_seconds": histogram(seconds),
-            "source_fps": histogram(np.array([row["source_fps"] for row in kept], np.float64)),
-            "caption_tokens": histogram(uncut_lengths),
+            "stored_seconds": histogram(frames[good] / config.fps, max(_LEAST_SECONDS, 1 / config.fps)),
+            "source_seconds": histogram(seconds, _LEAST_SECONDS),
+            "caption_tokens": histogram(uncut_lengths, 1),
         },
-        "resolutions": _resolutions(kept),
-        "bad_reasons": grouped_reasons(row["bad"] for row in rows if row["bad"] is not None),
-        "notes": [*notes, *[f"{row['clip_id']}: {note}" for row in kept for note in row["notes"]][:_MOST_NOTES]],
+        "frame_rates": most_frequent(
+            (f"{row['source_fps']:.2f}".rstrip("0").rstrip(".") for row in kept), _MOST_VALUES
+        ),
+        "resolutions": most_frequent(("{}x{}".format(*row["source_size"]) for row in kept), _MOST_VALUES),
+        "bad_reasons": most_frequent(
+            (grouped_reason(row["bad"], row["clip_id"]) for row in rows if row["bad"] is not None), _MOST_REASONS
+        ),
+        "notes": [*notes, *of_clips[:_MOST_NOTES], *left],
     }
 
 
@@ -107,36 +122,37 @@ def _caption_tokens(kinds: np.ndarray, uncut_lengths: np.ndarray, context: int) 
     return found
 
 
-def histogram(values: np.ndarray) -> dict[str, list[float]]:
-    """Return {"edges", "counts"} of values, in round bins from the smallest to the largest; both empty of no values."""
+def histogram(values: np.ndarray, least_width: float) -> dict[str, list[float]]:
+    """Return {"edges", "counts"} of (n,) finite values, in at most 40 round bins from the smallest to the largest.
+
+    Bin i is edges[i] <= value < edges[i + 1], each at least `least_width` wide, which keeps whole numbers from bins
+    that cannot hold one. Both lists are empty of no values.
+    """
     if len(values) == 0:
         return {"edges": [], "counts": []}
-    low, high = float(values.min()), float(values.max())
-    width = _round_width((high - low) / _MOST_BINS)
-    first = np.floor(low / width)
-    edges = (first + np.arange(int(np.floor(high / width) - first) + 2)) * width
-    counts, _ = np.histogram(values, edges)
-    return {"edges": [round(float(edge), 9) for edge in edges], "counts": counts.tolist()}
+    # Two fewer than allowed: the first and the last bin may stick out.
+    width = _round_width(max(least_width, float(values.max() - values.min()) / (_MOST_BINS - 2)))
+    bins = np.floor(values / width).astype(np.int64)
+    first = int(bins.min())
+    counts = np.bincount(bins - first)
+    edges = (first + np.arange(len(counts) + 1)) * width
+    return {"edges": [round(edge, 9) for edge in edges.tolist()], "counts": counts.tolist()}
 
 
 def _round_width(least: float) -> float:
-    """Return the smallest of 1, 2, 5 times a power of ten that is at least `least`; 1 for 0."""
-    if least <= 0:
-        return 1.0
+    """Return the smallest of 1, 2, 5 times a power of ten that is at least `least`, greater than 0."""
     power = 10.0 ** np.floor(np.log10(least))
     return float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-12)))
 
 
-def _resolutions(kept: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Return how many clips have each of the most frequent source sizes; the others together as "other"."""
-    counted = Counter("{}x{}".format(*row["source_size"]) for row in kept)
-    ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
-    shown = dict(ordered[:_MOST_RESOLUTIONS])
-    rest = sum(count for _, count in ordered[_MOST_RESOLUTIONS:])
-    return shown | ({"other": rest} if rest else {})
+def most_frequent(values: Iterable[str], most: int) -> dict[str, int]:
+    """Count values, the most frequent first; those beyond `most` together as OTHER, last."""
+    ordered = sorted(Counter(values).items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ordered[most:])
+    return dict(ordered[:most]) | ({OTHER: rest} if rest else {})
 
 
-def grouped_reasons(reasons: Iterable[str]) -> dict[str, int]:
-    """Count reasons that differ in numbers and paths only as one, the most frequent first."""
-    counted = Counter(re.sub(r"(/\S+|\d+(\.\d+)?)", "#", reason) for reason in reasons)
-    return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+def grouped_reason(reason: str, clip_id: str) -> str:
+    """Return a reason with "#" for the clip's id, paths and numbers: equal for clips that are bad in the same way."""
+    words = reason.replace(clip_id, "#")[:_MOST_CHARACTERS]
+    return re.sub(r"(?:[\w.~#-]*/)+[\w.~#-]*|\d+(?:\.\d+)?", "#", words)[:_REASON_CHARACTERS]

@@ -6,7 +6,7 @@
     clip_ids, captions   text as <name>_bytes (UTF-8, uint8) and <name>_offsets (int64, one more than texts)
     caption_ranges       (N+1,) int64: clip i has captions [ranges[i], ranges[i+1]);  caption_kinds (M,) uint8
     tokens               (M, context) int32;  token_lengths (M,) int32
-    tokenizer.json  bad_clips.json  statistics.html
+    tokenizer.json  bad_clips.json  statistics.html      shards.json: sha256 and bytes of every shard, by task and size
     statistics.json      published last: it marks a finished store
 
 This module holds the layout and the reader; `preprocess` and `join` decide what goes in. Writers fill a staging folder
@@ -38,7 +38,7 @@ Published = list[tuple[Path, str]]
 FORMAT = "dalle2-video-store"
 VERSION = 2
 TOKENIZER_FILE, BAD_CLIPS_FILE, STATISTICS_FILE = "tokenizer.json", "bad_clips.json", "statistics.json"
-PAGE_FILE = "statistics.html"
+SHARDS_FILE, PAGE_FILE = "shards.json", "statistics.html"
 # "." keeps a shard one file in the array's folder; "/" would make a folder for each index.
 KEY_ENCODING = {"name": "default", "separator": "."}
 

@@ -26,6 +26,8 @@ from dalle2_video.data.celebv_text import identity_of, is_validation
 from dalle2_video.data.statistics import checksum
 from dalle2_video.data.store import (
     BAD_CLIPS_FILE,
+    PAGE_FILE,
+    SHARDS_FILE,
     STATISTICS_FILE,
     TOKENIZER_FILE,
     create_frames,
@@ -33,6 +35,7 @@ from dalle2_video.data.store import (
     group_attributes,
     write_array,
 )
+from dalle2_video.data.store_page import is_sound
 from dalle2_video.data.tokenizer import Tokenizer, from_folder, train_bpe
 from dalle2_video.data.verification_shards import check_frames_shard
 from dalle2_video.data.verification_tables import (
@@ -326,7 +329,7 @@ class _TaskCheck:
         if self.record is not None:
             return self.record.shards
         try:
-            return shards_of(read_json_file(self.subject.store / STATISTICS_FILE)["shards"][str(self.task)])
+            return shards_of(read_json_file(self.subject.store / SHARDS_FILE)[str(self.task)])
         except (ValueError, KeyError, TypeError, AttributeError):
             return None  # `check_statistics` says so if they cannot be read at all
 
@@ -381,14 +384,14 @@ def check_statistics(subject: Subject, summary: RecordSummary | None, truncated:
     could not all be encoded.
     """
     found = Findings()
-    found.checked["statistics"] += 2
+    found.checked["statistics"] += 4
     frames, held_out = table_or_none(subject, "num_frames"), table_or_none(subject, "is_validation")
     kinds = table_or_none(subject, "caption_kinds")
     counted: dict[str, Any] = {"clips": subject.num_clips}
     if truncated is not None:
         counted["captions_truncated"] = truncated
     if summary is not None:
-        counted |= {"shards": summary.shards, "bad": len(summary.bad)}
+        counted["bad"] = len(summary.bad)
     if frames is not None:
         good = frames > 0
         counted |= {"bad": int((~good).sum()), "frames": int(frames.sum(dtype=np.int64))}
@@ -415,6 +418,17 @@ def check_statistics(subject: Subject, summary: RecordSummary | None, truncated:
             found.blame("statistics", file, f"wrong: {', '.join(wrong)}", "join")
     except (ValueError, AttributeError) as error:
         found.blame("statistics", file, str(error), "join")
+    file = subject.store / SHARDS_FILE
+    try:
+        shards = read_json_file(file)
+        tasks = -(-subject.num_clips // subject.config.clips_per_shard)
+        if shards != summary.shards if summary is not None else len(shards) != tasks:
+            found.blame("statistics", file, "is not the list of the tasks' shards", "join")
+    except (ValueError, TypeError) as error:
+        found.blame("statistics", file, str(error), "join")
+    file = subject.store / PAGE_FILE
+    if not file.is_file() or not is_sound(file.read_bytes()):
+        found.blame("statistics", file, "is missing or is not what was written", "join")
     file = subject.store / BAD_CLIPS_FILE
     try:
         listed = read_json_file(file)

@@ -79,6 +79,8 @@ def _check_chunks(
         return [str(error)]
     wrong = []
     first = task * subject.config.clips_per_shard
+    if (index[len(num_frames) * chunks :, 0] != EMPTY).any():
+        wrong.append("it holds chunks of more clips than there are")
     for row, count in enumerate(np.minimum(num_frames, layout.shape[1]).tolist()):
         stored = np.flatnonzero(index[row * chunks : (row + 1) * chunks, 0] != EMPTY).tolist()
         if stored != list(range(-(-count // layout.chunk_frames))):

@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from dalle2_video.config_io import to_dict
 from dalle2_video.data import preprocess
@@ -238,7 +240,7 @@ def check_finished(run: Run, wanted: dict[str, bytes], digest: str) -> None:
 
 def reference(home: Path) -> tuple[dict[str, bytes], str]:
     """Return what an undisturbed run writes, and the digest it is pinned by."""
-    np.unique(np.zeros(1))  # loads what numpy loads on demand, once for all processes that are forked later
+    frames_of(0, 8), np.unique(0)  # loads what numpy loads on demand, once for all processes that are forked later
     run = new_run(home)
     assert ending(start(lambda: work(run))) == 0
     check_store(Store(run.folder / "store"))
@@ -347,15 +349,23 @@ def in_processes_without_threads(action: Callable[..., None], *arguments: tuple[
     assert [process.exitcode for process in processes] == [0] * len(processes), "see the traceback above"
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder in memory, where there is one: hundreds of tries make and remove files."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as made:
+        yield Path(made)
+
+
 def test_a_crash_before_any_change_of_a_file_shows_nothing_wrong_and_the_rerun_ends_with_the_same_bytes(
-    tmp_path: Path,
+    folder: Path,
 ) -> None:
-    in_processes_without_threads(crash_before_every_change, (tmp_path / "odd", 1, 2), (tmp_path / "even", 2, 2))
+    in_processes_without_threads(crash_before_every_change, (folder / "odd", 1, 2), (folder / "even", 2, 2))
 
 
-def test_two_writers_of_the_same_tasks_at_once_make_the_same_store(tmp_path: Path) -> None:
-    in_processes_without_threads(two_at_once, (tmp_path,))
+def test_two_writers_of_the_same_tasks_at_once_make_the_same_store(folder: Path) -> None:
+    in_processes_without_threads(two_at_once, (folder,))
 
 
-def test_writers_killed_at_random_moments_leave_the_others_and_the_rerun_the_same_store(tmp_path: Path) -> None:
-    in_processes_without_threads(kills_at_random_moments, (tmp_path,))
+def test_writers_killed_at_random_moments_leave_the_others_and_the_rerun_the_same_store(folder: Path) -> None:
+    in_processes_without_threads(kills_at_random_moments, (folder,))

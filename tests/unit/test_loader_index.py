@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +55,32 @@ def test_opening_reads_and_keeps_the_same_few_bytes_whatever_the_number_of_clips
         read.append(bytes_read() - before)
     assert read[1] < read[0] + 10_000
     assert kept[1] < kept[0] + 100_000
+
+
+def change_metadata(array: Path, old: str, new: str) -> None:
+    text = (array / "zarr.json").read_text()
+    assert old in text
+    (array / "zarr.json").write_text(text.replace(old, new))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (lambda path: os.truncate(path / "tokens/c.0.0", 1000), r"tokens/c\.0\.0: 1000 bytes, wanted 92400"),
+    "too long": (lambda path: os.truncate(path / "num_frames/c.0", 404), r"num_frames/c\.0: 404 bytes, wanted 400"),
+    "other type": (lambda path: change_metadata(path / "num_frames", '"int32"', '"uint32"'), "one uncompressed chunk"),
+    "other codec": (lambda path: change_metadata(path / "tokens", '"bytes"', '"zstd"'), "one uncompressed chunk"),
+    "other shape": (lambda path: change_metadata(path / "token_lengths", "300", "299"), "one uncompressed chunk"),
+    "version 1": (
+        lambda path: change_metadata(path, '"version": 2', '"version": 1'),
+        r"launch/preprocess\.py into anoth",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_table_that_is_not_what_it_must_be_is_refused_at_opening(tmp_path: Path, kind: str) -> None:
+    path = make_index(tmp_path / "store", 100, 3, DataConfig(vocab_size=300))
+    Store(path)
+    damage, message = DAMAGES[kind]
+    damage(path)
+    with pytest.raises(ValueError, match=message):
+        Store(path)

@@ -20,6 +20,8 @@ import zarr
 from data_fixtures import publish
 
 from dalle2_video.data import embeddings
+from dalle2_video.data.shard_layout import ShardLayout
+from dalle2_video.data.shard_writer import ShardWriter
 from dalle2_video.data.store import Store
 from dalle2_video.data_config import WindowConfig
 from dalle2_video.digests import file_digest
@@ -116,7 +118,7 @@ def test_a_sound_store_is_said_to_be_sound(run: Run, verify: Callable[..., Simpl
     checked = {line[:18].strip(): int(line[18:].split()[0]) for line in answer.out.splitlines()[2:-1]}
     assert checked == {
         "registry": 3, "metadata": 32, "task records": 4, "clip tables": 10, "captions": 56, "tokens": 56,
-        "tokenizer": 1, "statistics": 2, "frame shards": 6, "frame chunks": 48, "embedding shards": 0,
+        "tokenizer": 1, "statistics": 4, "frame shards": 6, "frame chunks": 48, "embedding shards": 0,
     }  # fmt: skip
 
 
@@ -216,22 +218,64 @@ def test_a_record_that_went_before_done_is_found(run: Run, verify: Callable[...,
     assert (answer.code, answer.named) == (1, ["tasks/00001.json"])
 
 
-def test_pictures_after_a_clip_s_end_are_found_though_their_bytes_are_on_record(
-    run: Run, verify: Callable[..., SimpleNamespace]
-) -> None:
+def record_shard(run: Run, size: int, task: int) -> None:
+    """Put a shard's bytes on record as if its task had written them."""
     store = run.folder / "store"
-    zarr.open_array(str(store / "frames_8"), mode="r+")[1, 22] = 7
-    file = store / "frames_8/c.0.0.0.0.0"
+    file = store / f"frames_{size}/c.{task}.0.0.0.0"
     shard = {"sha256": file_digest(file), "bytes": file.stat().st_size}
-    rewrite(run.folder / "tasks/00000.json", lambda record: record["shards"].update({"8": shard}))
-    rewrite(store / "statistics.json", lambda statistics: statistics["shards"]["0"].update({"8": shard}))
+    rewrite(run.task_file(task), lambda record: record["shards"].update({str(size): shard}))
+    rewrite(store / "shards.json", lambda shards: shards[str(task)].update({str(size): shard}))
     records = run.task_records()
     digest = identity.digest([records[task] for task in sorted(records)])
     rewrite(run.folder / "DONE", lambda done: done.update(digest=digest))
+
+
+def test_pictures_after_a_clip_s_end_are_found_though_their_bytes_are_on_record(
+    run: Run, verify: Callable[..., SimpleNamespace]
+) -> None:
+    zarr.open_array(str(run.folder / "store/frames_8"), mode="r+")[1, 22] = 7
+    record_shard(run, 8, 0)
     answer = verify(run.folder)
     assert answer.code == 1
     assert "clip 1, frames 16:24 hold pictures after the clip's 20 frames" in answer.out
     assert "was made from a store of digest" in answer.out  # the child pins what the store was before
+
+
+@pytest.mark.parametrize(
+    ("task", "lengths", "text"),
+    [
+        (0, {0: 20, 1: 16, 2: 20}, r"clip 1 of 20 frames has the chunks [0, 1]"),
+        (0, {0: 20, 1: 32, 2: 20}, r"clip 1 of 20 frames has the chunks [0, 1, 2, 3]"),
+        (0, {0: 20, 2: 20}, r"clip 1 of 20 frames has the chunks []"),
+        (3, {0: 0, 2: 1}, "it holds chunks of more clips than there are"),
+    ],
+)
+def test_a_clip_with_other_chunks_than_its_frames_fill_is_found_though_the_bytes_are_on_record(
+    run: Run, verify: Callable[..., SimpleNamespace], task: int, lengths: dict[int, int], text: str
+) -> None:
+    layout = ShardLayout.open(run.folder / "store/frames_8")
+    layout.shard_path(task).unlink(missing_ok=True)
+    with ShardWriter(layout, task) as writer:
+        for item, length in lengths.items():
+            writer.write(item, np.zeros((length, 8, 8, 3), np.uint8))
+        writer.finish()
+    record_shard(run, 8, task)
+    answer = verify(run.folder)
+    assert answer.code == 1
+    assert f"store/frames_8/c.{task}.0.0.0.0" in answer.named and text in answer.out
+
+
+def test_rows_of_a_split_that_are_not_its_good_clips_are_found(
+    run: Run, verify: Callable[..., SimpleNamespace]
+) -> None:
+    file = run.folder / "store/train_rows/c.0"
+    rows = np.fromfile(file, "<i8")
+    rows[:2] = rows[1::-1]
+    rows.tofile(file)
+    answer = verify(run.folder)
+    assert (answer.code, answer.named) == (1, ["store/train_rows/c.0"])
+    rows[:-1].tofile(file)
+    assert verify(run.folder).named == ["store/train_rows/c.0"]
 
 
 @pytest.mark.parametrize(("pinned", "named"), [(True, "tasks/"), (False, "DONE")])
