@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +95,27 @@ class Source:
         return data
 
     def for_av(self) -> str | io.BytesIO:
-        """Return what av.open takes. Raises as `read` where the content has to be unpacked first."""
+        """Return what av.open takes. Raises as `read` where the content has to be unpacked first.
+
+        Paths are absolute: what stands before a colon in a relative one would be taken for a protocol.
+        """
         if self.offset is None:
-            return str(self.path)
+            return str(self.path.absolute())
         if self.packed_size is not None:
             return io.BytesIO(self.read())
-        # FFmpeg's own protocol for a part of a file: no copy, no callback into Python. Absolute, because a relative
-        # path with a colon would read as another protocol.
+        # FFmpeg's own protocol for a part of a file: no copy, no callback into Python.
         return f"subfile,,start,{self.offset},end,{self.offset + self.size},,:{self.path.absolute()}"
+
+    def open(self) -> BinaryIO:
+        """Return a file that stands at the content's beginning, whose end may lie beyond the content's.
+
+        Raises as `read` where the content has to be unpacked first, OSError as the file system does.
+        """
+        if self.packed_size is not None:
+            return io.BytesIO(self.read())
+        file = self.path.open("rb")
+        file.seek(self.offset or 0)
+        return file
 
     def __str__(self) -> str:
         return str(self.path) if self.offset is None else f"{self.path} (at byte {self.offset})"

@@ -18,8 +18,9 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from dalle2_video.data.archives import Source
+from dalle2_video.data.mp4_boxes import cut_box
 from dalle2_video.data.video_filters import Deinterlacer, Scaler, orientation_of
-from dalle2_video.data.video_stream import BadClip, ClipStream, open_options
+from dalle2_video.data.video_stream import MP4, BadClip, ClipStream, open_options
 from dalle2_video.data_config import DataConfig
 
 __all__ = ["BadClip", "ClipFacts", "decode", "decode_to_arrays", "frame_shapes"]
@@ -65,7 +66,10 @@ def decode(source: Source, config: DataConfig, out: dict[int, np.ndarray]) -> Cl
         # Names and comments in a file are in any encoding.
         options = open_options(config.decode)
         with av.open(source.for_av(), options=options, metadata_errors="replace") as container:
-            return _decode(ClipStream(container, config.decode), config, out)
+            clip = ClipStream(container, config.decode)
+            if not clip.stated_seconds and container.format.name == MP4:
+                _require_whole(source)
+            return _decode(clip, config, out)
     except MemoryError as error:
         raise MemoryError(str(error)) from error  # FFmpeg's own kind cannot be pickled
     except (av.error.FFmpegError, ValueError, OverflowError, RuntimeError) as error:
@@ -81,6 +85,14 @@ def _raise_if_unreadable(source: Source) -> None:
         left = source.size if source.packed_size is None else source.packed_size
         while left > 0 and (block := file.read(min(left, 1 << 20))):
             left -= len(block)
+
+
+def _require_whole(source: Source) -> None:
+    """Raise BadClip if an MP4 file is cut, one that does not say how long it is."""
+    with source.open() as file:
+        cut = cut_box(file, source.size)
+    if cut is not None:
+        raise BadClip(f"truncated: there are {cut}")
 
 
 def _decode(clip: ClipStream, config: DataConfig, out: dict[int, np.ndarray]) -> ClipFacts:

@@ -18,7 +18,9 @@ from av.video.frame import VideoFrame
 from dalle2_video.data.needless import with_neighbours
 from dalle2_video.data_config import DecodeConfig
 
-_INDEXED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+"""FFmpeg's name of the format."""
+_INDEXED_FORMATS = {MP4, "matroska,webm"}
 """What lists its key frames. In other formats a seek may land anywhere."""
 _LEAD_FRAMES = 3
 """Frames decoded ahead of a time that is sought: deinterlacing looks back by one, and rates are averages."""
