@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dalle2_video.checks import require, require_fraction, require_positive
-from dalle2_video.data_config import CaptionConfig, DataConfig, WindowConfig
+from dalle2_video.data_config import AugmentConfig, CaptionConfig, DataConfig, WindowConfig
 
 Objective = Literal["v", "x0", "eps"]
 Precision = Literal["fp32", "bf16"]
@@ -341,6 +341,8 @@ class Recipe:
     """Store."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)
     """Text of a training sample."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Changes to a training sample."""
     clip: ClipConfig
     """CLIP."""
     prior: PriorConfig

@@ -161,6 +161,15 @@ class CaptionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How training samples differ from what is stored; validation samples do not."""
+
+    mirror: bool = False
+    """Mirror half of the samples left to right, drawn by sample. Not for captions that speak of left and right, as
+    those of CelebV-Text do; a video embedding remains that of the clip as it is stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WindowConfig:
     """The frames one training sample holds: `num_frames` stored frames, `stride` apart, at `size` pixels."""
 

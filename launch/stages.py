@@ -23,20 +23,33 @@ class StageInfo:
 _ALL = (
     StageInfo(name="preprocess", parts=("data",), parents=()),
     StageInfo(
-        name="clip", parts=("seed", "captions", "clip"), parents=("preprocess",), training=True, whole_batch=True
+        name="clip",
+        parts=("seed", "captions", "augment", "clip"),
+        parents=("preprocess",),
+        training=True,
+        whole_batch=True,
     ),
     StageInfo(name="embed", parts=("embed",), parents=("preprocess", "clip")),
     StageInfo(
         name="prior", parts=("seed", "captions", "prior"), parents=("preprocess", "clip", "embed"), training=True
     ),
     StageInfo(
-        name="decoder", parts=("seed", "captions", "decoder"), parents=("preprocess", "clip", "embed"), training=True
+        name="decoder",
+        parts=("seed", "captions", "augment", "decoder"),
+        parents=("preprocess", "clip", "embed"),
+        training=True,
     ),
     StageInfo(
-        name="temporal_sr", parts=("seed", "captions", "temporal_sr"), parents=("preprocess", "clip"), training=True
+        name="temporal_sr",
+        parts=("seed", "captions", "augment", "temporal_sr"),
+        parents=("preprocess", "clip"),
+        training=True,
     ),
     StageInfo(
-        name="spatial_sr", parts=("seed", "captions", "spatial_sr"), parents=("preprocess", "clip"), training=True
+        name="spatial_sr",
+        parts=("seed", "captions", "augment", "spatial_sr"),
+        parents=("preprocess", "clip"),
+        training=True,
     ),
     StageInfo(
         name="sample",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dalle2_video.config_io import from_dict
-from dalle2_video.data_config import CaptionConfig
+from dalle2_video.data_config import AugmentConfig, CaptionConfig
 from dalle2_video.models.factory import CONFIG_TYPES
 from dalle2_video.runtime import RuntimeConfig
 from dalle2_video.stages import STAGES, StageInputs
@@ -44,8 +44,9 @@ def train(run: Run, intent: int, request: dict[str, Any]) -> int:
             config=from_dict(CONFIG_TYPES[stage], run.spec.config[stage]),
             seed=run.spec.config["seed"],
             store=parents["preprocess"].folder / "store",
-            # A run that was made before captions could be chosen has none: it took what is now the default.
+            # What a run has no part for, it took as is now the default.
             captions=from_dict(CaptionConfig, run.spec.config.get("captions", {})),
+            augment=from_dict(AugmentConfig, run.spec.config.get("augment", {})),
             exports={name: parent.folder / "export" for name, parent in parents.items() if name in CONFIG_TYPES},
             embeddings=(parents["embed"].done() or {})["embeddings"] if "embed" in parents else None,
             activation_checkpointing=runtime.activation_checkpointing,

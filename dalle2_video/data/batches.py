@@ -2,7 +2,7 @@
 
 Step s of a training consumes the samples [s*B, (s+1)*B). What a sample holds (clip, first frame, caption) follows from
 (seed, sample number) alone, see `keyed_random`; which rank computes it follows from `batch_samples`. Invariant: a
-resumed run and a run on other ranks see the same samples. Frames are never mirrored: captions speak of left and right.
+resumed run and a run on other ranks see the same samples.
 `loading` has the batches made ahead, in processes of their own.
 """
 
@@ -58,17 +58,22 @@ class WindowDataset(Dataset):
         embeddings: str | None = None,
         captions: CaptionConfig | None = None,
         images: int = 0,
+        mirror: bool = False,
     ) -> None:
-        """embeddings: id of the CLIP run whose embeddings to give. Raises ValueError naming what the store lacks."""
+        """embeddings: id of the CLIP run whose embeddings to give; mirror: half of the samples, left to right.
+
+        Raises ValueError naming what the store lacks.
+        """
         assert window is not None or embeddings is not None, "a sample needs frames or an embedding"
-        assert window is not None or (low_size is None and images == 0), "low_size and images need a window"
+        assert window is not None or (low_size is None and images == 0 and not mirror), "frames need a window"
         self._arguments = {
             "store_path": store_path, "split": split, "seed": seed, "window": window, "low_size": low_size,
             "embeddings": embeddings, "captions": captions, "images": images,
+            "mirror": mirror,
         }  # fmt: skip
         self.store = Store(store_path)
         self.clips = self.store.usable(split)
-        self.split, self.seed, self.window, self.images = split, seed, window, images
+        self.split, self.seed, self.window, self.images, self.mirror = split, seed, window, images, mirror
         self.captions = Captions(self.store, captions or CaptionConfig())
         self.embeddings = Embeddings(self.store.path, embeddings) if embeddings is not None else None
         self._sizes: dict[str, int] = {}
@@ -170,12 +175,15 @@ class WindowDataset(Dataset):
         out["sample"][:] = numbers
         rows, starts = self.choose(numbers)
         lines = self.captions.choose(self.seed, numbers, rows)
+        mirrored = self._mirrored(self.seed, numbers)
         num_frames, stride = self._num_frames(rows), self.window.stride if self.window is not None else 1
         for place, (row, start) in enumerate(zip(rows.tolist(), starts.tolist(), strict=True)):
             with self._reading(row):
                 out["length"][place] = self.captions.write(lines[place], out["tokens"][place])
                 for name, reader in self._videos.items():
                     valid = read_window(reader, row, start, int(num_frames[place]), stride, out[name][place])
+                    if mirrored[place]:
+                        mirror_frames(out[name][place])
                 if "valid" in out:
                     out["valid"][place] = valid
                 if self.embeddings is not None:
@@ -188,14 +196,23 @@ class WindowDataset(Dataset):
         numbers, seed = self._image_numbers(samples)
         rows, frames = self.choose_images(samples)
         lines = self.captions.choose(seed, numbers.reshape(-1), rows.reshape(-1))
+        mirrored = self._mirrored(seed, numbers)
         for place, of_lines in zip(np.ndindex(rows.shape), lines, strict=True):
             row, frame = int(rows[place]), int(frames[place])
             with self._reading(row):
                 out["image_lengths"][place] = self.captions.write(of_lines, out["image_tokens"][place])
                 self._videos["video"].read(row, frame, frame + 1, out=out["images"][place][None])
+                if mirrored[place]:
+                    mirror_frames(out["images"][place][None])
                 if self.embeddings is not None:
                     window = min(frame // self.embeddings.hop, self._num_windows(row) - 1)
                     out["image_embeddings"][place] = self.embeddings.read(row, window)
+
+    def _mirrored(self, seed: int, numbers: np.ndarray) -> np.ndarray:
+        """Return which of the samples are mirrored: bool of the shape of `numbers`."""
+        if not self.mirror:
+            return np.zeros(numbers.shape, bool)
+        return keyed_random.integers(seed, "mirror", numbers, 2).astype(bool)
 
     def _num_windows(self, row: int) -> int:
         """Return how many windows of a clip have an embedding."""
@@ -240,6 +257,11 @@ def read_window(reader: ShardReader, row: int, start: int, num_frames: int, stri
     reader.read(row, start, start + (valid - 1) * stride + 1, stride, out=out[:valid])
     out[valid:] = out[valid - 1]
     return valid
+
+
+def mirror_frames(frames_thwc: np.ndarray) -> None:
+    """Exchange left and right of (t, h, w, c) in place."""
+    frames_thwc[:] = frames_thwc[:, :, ::-1].copy()
 
 
 def to_float(video_bthwc: Tensor) -> Tensor:

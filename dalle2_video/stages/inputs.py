@@ -8,7 +8,7 @@ from typing import Any
 
 from dalle2_video.data.batches import WindowDataset
 from dalle2_video.data.store import Split
-from dalle2_video.data_config import CaptionConfig, WindowConfig
+from dalle2_video.data_config import AugmentConfig, CaptionConfig, WindowConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class StageInputs:
     """Zarr store of the preprocess run."""
     captions: CaptionConfig = field(default_factory=CaptionConfig)
     """Text of a sample."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Changes to a training sample."""
     exports: dict[str, Path] = field(default_factory=dict)
     """Export folders of trained parents, by stage."""
     embeddings: str | None = None
@@ -33,5 +35,12 @@ class StageInputs:
     ) -> WindowDataset:
         """Return the run's samples of a split; see WindowDataset."""
         return WindowDataset(
-            self.store, split, self.seed, window, low_size=low_size, embeddings=embeddings, captions=self.captions
+            self.store,
+            split,
+            self.seed,
+            window,
+            low_size=low_size,
+            embeddings=embeddings,
+            captions=self.captions,
+            mirror=self.augment.mirror and split == "train" and window is not None,
         )

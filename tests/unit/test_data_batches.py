@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import shutil
 from pathlib import Path
 
@@ -145,6 +146,28 @@ def test_a_batch_is_its_samples_stacked_with_the_types_that_networks_take(embedd
     }
     for place, sample in enumerate((7, 3, 11)):
         assert same({name: value[place] for name, value in batch.items()}, dataset[sample])
+
+
+def test_half_of_the_samples_are_mirrored_and_nothing_else_of_them_changes(embedded_store: Path) -> None:
+    def samples(mirror: bool) -> dict:
+        dataset = WindowDataset(
+            embedded_store, "train", 0, WINDOW, low_size=8, embeddings="clip-1", images=2, mirror=mirror
+        )
+        assert same(dataset[5], pickle.loads(pickle.dumps(dataset))[5])
+        return dataset.__getitems__(list(range(64)))
+
+    plain, mirrored = samples(False), samples(True)
+    places = {"video": (64,), "low_video": (64,), "images": (64, 2)}
+    assert same({k: v for k, v in plain.items() if k not in places}, {k: mirrored[k] for k in plain if k not in places})
+    turned = {}
+    for name, shape in places.items():
+        turned[name] = np.zeros(shape, bool)
+        for place in np.ndindex(shape):
+            one, two = plain[name][place], mirrored[name][place]
+            turned[name][place] = torch.equal(two, one.flip(-2))
+            assert turned[name][place] or torch.equal(one, two)
+        assert 0.3 < turned[name].mean() < 0.7
+    np.testing.assert_array_equal(turned["video"], turned["low_video"])
 
 
 def test_batches_do_not_share_memory(store_path: Path) -> None:
