@@ -61,7 +61,7 @@ class DataFiles:
     """Where the data set lies. Not part of the identity: the clips' names and sizes are."""
 
     data_root: str = ""
-    """Folder that holds `videos/` and `texts/` as CelebV-Text lays them out."""
+    """Folder that holds `videos/` and `texts/` as CelebV-Text lays them out, or its archives (.tar, .zip)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from dalle2_video.data.store import Store
 from dalle2_video.data.video import decode_to_arrays
 from tools.bench import loader, loader_stores, peers, preprocess, timing
 
-TINY = loader.Amounts(clips=4, frames=40, fast=6, batches=12)
+TINY = loader.Amounts(clips=4, frames=40, fast=6, batches=12, index=1000)
 
 
 @pytest.fixture(scope="module")

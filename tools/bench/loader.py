@@ -14,6 +14,10 @@ mp4_over_ours_64               seek and decode of an mp4 of 64 px
 batch_over_memmap_64           batch of 64 with captions, as a loader's worker makes it, over a batch from numpy memmap
 ours_over_decompress_256       zstd store, 16 x 256 x 256, over decompressing the same chunks out of memory
 open_70000_s, _mib, first_batch_70000_s    a store of 70,000 clips in a fresh process, and what it adds to its memory
+open_100m_s, _process_mib      opening an index of 100 million clips, simulated (4.1 GB), and the whole process after it
+                               (not with --quick)
+first_batch_100m_s, _own_mib   drawing clips and captions of an epoch's first batch, and the process's memory after it,
+                               without the pages of the mapped tables, which all processes of a node share
 worker_mib, worker_growth_mib  a worker's own memory that 10,000 batches (100 with --quick) take, and what of it came in
                                the last nine tenths; worker_shared_mib: mapped tokens, which a node's processes share
 """
@@ -25,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -47,8 +51,9 @@ from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data_config import DataConfig, WindowConfig
 from tools.bench import loader_stores, peers
 from tools.bench.clips import clips_in, footage_sources
+from tools.bench.loader_index import make_index
 from tools.bench.loader_memory import BATCH, FRAMES
-from tools.bench.timing import BenchArguments, Goal, Results, cpu_seconds, interleaved, publish
+from tools.bench.timing import ROUNDS, BenchArguments, Goal, Results, cpu_seconds, interleaved, publish
 
 GOALS = {
     "ours_over_memmap_64": Goal(high=4),
@@ -57,6 +62,8 @@ GOALS = {
     "ours_over_decompress_256": Goal(high=1.3),
     "open_70000_s": Goal(high=1),
     "open_70000_mib": Goal(high=200),
+    "open_100m_s": Goal(high=2),
+    "open_100m_process_mib": Goal(high=300),
 }
 Read = Callable[[int, int], np.ndarray]
 """Clip and first frame to the window, (16, size, size, 3) uint8 RGB."""
@@ -79,10 +86,12 @@ class Amounts:
     frames: int
     fast: int
     batches: int
+    index: int | None
+    """Clips of the index that is opened without frames; None: not measured."""
 
 
-FULL = Amounts(clips=64, frames=112, fast=3000, batches=10_000)
-QUICK = Amounts(clips=64, frames=48, fast=1000, batches=100)
+FULL = Amounts(clips=64, frames=112, fast=3000, batches=10_000, index=100_000_000)
+QUICK = Amounts(clips=64, frames=48, fast=1000, batches=100, index=None)
 
 
 def settings(size: int, amounts: Amounts, compression: str) -> DataConfig:
@@ -236,6 +245,11 @@ def in_fresh_process(*arguments: str) -> dict[str, float]:
     return json.loads(subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout)
 
 
+def medians(answers: Sequence[dict[str, float]], keys: Mapping[str, str]) -> dict[str, float]:
+    """Return the median of each named value of the answers, under another key."""
+    return {key: statistics.median(answer[name] for answer in answers) for name, key in keys.items()}
+
+
 def measure(sources: Sequence[Path], amounts: Amounts, scratch: Path, many: int) -> Results:
     """Measure everything; `many` is the number of clips of the large store."""
     results = Results(unit="µs CPU a clip (opening: s)")
@@ -275,9 +289,15 @@ def measure(sources: Sequence[Path], amounts: Amounts, scratch: Path, many: int)
     results.ratio("batch_over_memmap_64", "batch of 64, ours", "batch of 64, memmap")
     results.ratio("ours_over_decompress_256", "256 px: ours zstd", "256 px: bare decompression")
     names = {"open_s": "open_70000_s", "first_batch_s": "first_batch_70000_s", "open_mib": "open_70000_mib"}
-    for name, key in (names | {"process_mib": "open_70000_process_mib"}).items():
-        results.figures[key] = statistics.median(answer[name] for answer in opened)
+    results.figures |= medians(opened, names | {"process_mib": "open_70000_process_mib"})
     results.figures |= in_fresh_process("batches", str(large), str(amounts.batches))
+    if amounts.index is None:
+        results.absent["open_100m_s"] = "the index takes half a minute and 4.1 GB to make; leave out --quick"
+        return results
+    index = make_index(scratch / "index", amounts.index, captions_per_clip=20)
+    names = {"open_s": "open_100m_s", "first_batch_s": "first_batch_100m_s", "process_mib": "open_100m_process_mib"}
+    names |= {"own_mib": "first_batch_100m_own_mib"}
+    results.figures |= medians([in_fresh_process("index", str(index)) for _ in range(ROUNDS)], names)
     return results
 
 

@@ -1,7 +1,5 @@
 """The index of a very large store without its frames: what opening, drawing and shuffling have to cope with.
 
-    python tools/bench/loader_index.py FOLDER --clips 100000000      # makes it and says what opening costs
-
 The tables that sampling reads (frames, ranges of captions, rows of the splits, ids) hold real values; what lies behind
 a caption (tokens, texts) is one sparse file of zeros each, so that 100 million clips take 4.1 GB and under a minute.
 Every twentieth clip is for validation, none is bad, and no shard exists: reading frames raises.
@@ -10,24 +8,16 @@ Every twentieth clip is for validation, none is bad, and no shard exists: readin
 from __future__ import annotations
 
 import json
-import resource
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 import zarr
-
-sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from dalle2_video.data.store import (
     BAD_CLIPS_FILE,
     STATISTICS_FILE,
     TOKENIZER_FILE,
-    Store,
     create_frames,
     create_table,
     group_attributes,
@@ -94,41 +84,3 @@ def make_index(path: Path, num_clips: int, captions_per_clip: int, config: DataC
     statistics = {"clips": num_clips, "shortest": dict.fromkeys(("train", "val"), config.min_frames)}
     (path / STATISTICS_FILE).write_text(json.dumps(statistics))
     return path
-
-
-def opening_cost(path: Path) -> dict[str, float]:
-    """Return seconds to open the store and draw a clip of it, and the process's peak memory in MB, which only grows."""
-    before = time.perf_counter()
-    store = Store(path)
-    rows = store.usable("train")
-    row = int(rows[len(rows) // 2])
-    store.clip_id(row), store.captions_of(row), store.tokens[store.caption_range(row)[0]]
-    seconds = time.perf_counter() - before
-    return {"open_s": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What the script takes."""
-
-    folder: tyro.conf.Positional[Path]
-    """Where the index lies; made there if there is none."""
-    clips: int = 100_000_000
-    """Clips."""
-    captions: int = 20
-    """Captions of each clip."""
-
-
-def main() -> None:
-    """Make an index where there is none, then say what opening it costs in this process."""
-    arguments = tyro.cli(Arguments)
-    if not arguments.folder.exists():
-        make_index(arguments.folder, arguments.clips, arguments.captions)
-        print(f"made {arguments.folder}; run again to measure opening in a process of its own")
-        return
-    cost = opening_cost(arguments.folder)
-    print(f"opened in {cost['open_s']:.3f} s, peak memory of the process {cost['peak_mb']:.0f} MB")
-
-
-if __name__ == "__main__":
-    main()

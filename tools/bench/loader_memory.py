@@ -1,6 +1,7 @@
 """Time and memory of one fresh process that opens a store; started by `loader.py`, which reads one JSON line.
 
     python -m tools.bench.loader_memory open STORE          time to open, memory before and after
+    python -m tools.bench.loader_memory index STORE         time to open an index without frames and to draw from it
     python -m tools.bench.loader_memory batches STORE 1000  memory of a worker, a tenth of the way and at the end
 
 Memory in MiB is what Linux calls resident; "own" leaves out the pages of mapped files, which processes share.
@@ -47,6 +48,26 @@ def open_store(path: Path) -> dict[str, float]:
     }
 
 
+def open_index(path: Path) -> dict[str, float]:
+    """Open the store, then draw the clips and captions of an epoch's first batch."""
+    from dalle2_video.data import keyed_random
+    from dalle2_video.data.store import Store
+
+    start = time.perf_counter()
+    store = Store(path)
+    clips = store.usable("train")
+    opened, opened_mib = time.perf_counter(), resident_mib()[0]
+    for row in clips[keyed_random.order(0, 0, len(clips), np.arange(BATCH))].tolist():
+        first, last = store.caption_range(row)
+        assert last > first and len(store.tokens[first]) == store.config.text_context and store.clip_id(row)
+    return {
+        "open_s": opened - start,
+        "first_batch_s": time.perf_counter() - opened,
+        "process_mib": opened_mib,
+        "own_mib": resident_mib()[1],
+    }
+
+
 def read_batches(path: Path, count: int) -> dict[str, float]:
     """Assemble `count` batches of 64 windows, captions included, as a loader's worker does."""
     import torch
@@ -77,8 +98,8 @@ def read_batches(path: Path, count: int) -> dict[str, float]:
 def main(arguments: list[str]) -> None:
     """Do what the first argument names and print the answer."""
     task, path, *count = arguments
-    answer: dict[str, Any] = open_store(Path(path)) if task == "open" else read_batches(Path(path), int(count[0]))
-    print(json.dumps(answer))
+    tasks: dict[str, Any] = {"open": open_store, "index": open_index, "batches": read_batches}
+    print(json.dumps(tasks[task](Path(path), *map(int, count))))
 
 
 if __name__ == "__main__":
