@@ -78,7 +78,7 @@ class DataConfig:
     min_frames and at most max_frames. Empty: max_frames for all."""
     chunk_frames: int = 16
     """Frames in one Zarr chunk (the unit of a read); 1 or more."""
-    clips_per_shard: int = 64
+    clips_per_shard: int = 128
     """Clips in one shard file, which is what one array task owns; 1 or more."""
     compression: Literal["zstd", "none"] = "zstd"
     """Lossless compression of stored frames."""

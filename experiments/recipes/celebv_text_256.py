@@ -35,7 +35,7 @@ def recipe() -> Recipe:
             min_frames=32,
             max_frames=448,
             chunk_frames=8,
-            clips_per_shard=32,
+            clips_per_shard=128,
             vocab_size=16384,
             text_context=128,
         ),

@@ -189,7 +189,7 @@ def _read_with_few_files(path: Path, results: multiprocessing.Queue) -> None:
 
 def test_readers_leave_half_of_the_files_that_the_process_may_open_to_others(tmp_path: Path) -> None:
     write(tmp_path / "a")
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")  # a fork would begin with this process's open files
     results = context.Queue()
     child = context.Process(target=_read_with_few_files, args=(tmp_path / "a", results))
     child.start()

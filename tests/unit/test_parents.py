@@ -194,5 +194,5 @@ def test_the_pinned_digest_is_that_of_the_finished_run(registry: Registry, store
 
 
 def test_a_launcher_reads_the_parts_of_its_parents_and_its_own() -> None:
-    assert needed_parts(STAGES["embed"]) == ("data", "seed", "captions", "clip", "embed")
+    assert needed_parts(STAGES["embed"]) == ("data", "seed", "captions", "augment", "clip", "embed")
     assert needed_parts(STAGES["preprocess"]) == ("data",)

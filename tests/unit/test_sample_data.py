@@ -139,9 +139,12 @@ def test_second_call_makes_nothing_and_touches_no_file(folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_after_sigkill_the_same_command_completes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_after_sigkill_the_same_command_completes_the_same_bytes(tmp_path: Path) -> None:
+    # More than the workers finish, on a busy machine, of what they were handed before the kill.
+    clips = 24
+    assert make(tmp_path / "undisturbed", clips, workers=2) == clips
     killed = tmp_path / "killed"
-    arguments = ["--out", str(killed), "--clips", "8", "--workers", "2"]
+    arguments = ["--out", str(killed), "--clips", str(clips), "--workers", "2"]
     process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
     while not list(killed.rglob("*.mp4")):
@@ -154,14 +157,14 @@ def test_after_sigkill_the_same_command_completes_the_same_bytes(folder: Path, t
     while counts[-1] != counts[-2]:
         time.sleep(1.0)
         counts.append(len(list(killed.rglob("*.mp4"))))
-    assert 0 < counts[-1] < 8
+    assert 0 < counts[-1] < clips
     assert not (killed / "sample_data.json").exists()
     (killed / VIDEO_FOLDER / f".x.{process.pid}.partial").write_bytes(b"left by the killed process")
 
     again = command(*arguments)
     assert again.returncode == 0, again.stderr
-    assert f"({8 - counts[-1]} made now)" in again.stdout
-    assert content(killed) == content(folder)
+    assert f"({clips - counts[-1]} made now)" in again.stdout
+    assert content(killed) == content(tmp_path / "undisturbed")
 
 
 def test_footage_is_cut_at_its_seconds_to_a_square(tmp_path: Path) -> None:
