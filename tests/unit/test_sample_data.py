@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -29,6 +28,19 @@ from tools.sample_data.scenes import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "make_sample_data.py"
+
+
+# In a process of its own: at the end of a long test run this one has pauses in which all clips are made.
+KILL_AT_THE_FIRST_CLIP = """
+import pathlib, subprocess, sys, time
+process = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+while not list(pathlib.Path(sys.argv[1]).rglob("*.mp4")):
+    assert process.poll() is None
+    time.sleep(0.005)
+process.kill()
+process.wait()
+print(process.pid)
+"""
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -145,13 +157,8 @@ def test_after_sigkill_the_same_command_completes_the_same_bytes(tmp_path: Path)
     assert make(tmp_path / "undisturbed", clips, workers=2) == clips
     killed = tmp_path / "killed"
     arguments = ["--out", str(killed), "--clips", str(clips), "--workers", "2"]
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while not list(killed.rglob("*.mp4")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killer = [sys.executable, "-c", KILL_AT_THE_FIRST_CLIP, str(killed), sys.executable, str(SCRIPT), *arguments]
+    pid = int(subprocess.run(killer, check=True, capture_output=True, text=True, timeout=60).stdout)
     # Its workers notice after the clip in hand; wait until they have.
     counts = [-1, len(list(killed.rglob("*.mp4")))]
     while counts[-1] != counts[-2]:
@@ -159,7 +166,7 @@ def test_after_sigkill_the_same_command_completes_the_same_bytes(tmp_path: Path)
         counts.append(len(list(killed.rglob("*.mp4"))))
     assert 0 < counts[-1] < clips
     assert not (killed / "sample_data.json").exists()
-    (killed / VIDEO_FOLDER / f".x.{process.pid}.partial").write_bytes(b"left by the killed process")
+    (killed / VIDEO_FOLDER / f".x.{pid}.partial").write_bytes(b"left by the killed process")
 
     again = command(*arguments)
     assert again.returncode == 0, again.stderr
