@@ -3,6 +3,9 @@
 A reader sees a file whole or not at all, on NFS and Lustre as well as on a local disk: content is written under a
 hidden name in the destination's folder, fsynced, renamed, and the folder is fsynced. Exclusive creation goes through
 `os.link`, which is atomic where O_EXCL over NFS has not always been. No locks, no comparison of two hosts' clocks.
+
+A registry that a unix group shares is one whose home its group may write: `follow_group_mode` lets a process that
+works in it make files and folders that the group may write too.
 """
 
 from __future__ import annotations
@@ -11,10 +14,21 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+
+def follow_group_mode(home: Path) -> None:
+    """Take the group out of this process's umask where the group may write `home`; else leave the user's umask.
+
+    The setgid bit of `home` gives everything below it the same group: the kernel hands it on to new folders.
+    """
+    with contextlib.suppress(OSError):  # not there: it is made later, as the user's umask has it
+        if home.stat().st_mode & stat.S_IWGRP:
+            os.umask(os.umask(0o007) & ~0o070)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -42,8 +56,11 @@ def fsync_tree(path: Path) -> None:
 
 @contextlib.contextmanager
 def _hidden_copy(path: Path, content: bytes) -> Iterator[Path]:
-    """Yield a durable hidden file beside `path` that holds `content`; it is gone afterwards, also after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a durable hidden file beside `path` that holds `content`; it is gone afterwards, also after an error.
+
+    Makes the last folder only: a run that was removed meanwhile must not come back as a folder with one file.
+    """
+    path.parent.mkdir(exist_ok=True)
     hidden = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with hidden.open("xb") as file:
@@ -123,15 +140,23 @@ def encode_rows(rows: Sequence[Any]) -> bytes:
     return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
 
 
-def read_json(path: Path) -> Any | None:
+def read_json(path: Path | str) -> Any | None:
     """Return the content of a JSON file, or None where there is no such file."""
+    # Lists of thousands of runs read tens of thousands of small files: no more system calls than it takes.
     try:
-        return json.loads(path.read_bytes())
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
+    try:
+        content = b""
+        while chunk := os.read(descriptor, 1 << 20):
+            content += chunk
+    finally:
+        os.close(descriptor)
+    return json.loads(content)
 
 
-def names_in(folder: Path) -> list[str]:
+def names_in(folder: Path | str) -> list[str]:
     """Sorted visible names in a folder; empty where there is none. Listing also refreshes NFS's idea of the folder."""
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208

@@ -2,7 +2,7 @@
 
 Fields at their default are left out of the hash, so that a new field with a default leaves old ids alone. The price is
 that a changed default would give an old id a new meaning; the full config is therefore stored with the run, and
-opening it compares (`differences`).
+opening it compares (`drift`).
 """
 
 from __future__ import annotations
@@ -75,17 +75,45 @@ def run_id(*, stage: str, config: dict[str, Any], source: str | None, parents: d
     )[:ID_LENGTH]
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Name every leaf in which two plain values differ, as `a.b: old -> new`."""
+class Absent:
+    """What a value is that is not there."""
+
+    def __repr__(self) -> str:
+        return "(absent)"
+
+
+ABSENT = Absent()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A leaf in which two configs differ."""
+
+    path: str
+    """Dotted, as on the command line but for dashes."""
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.old!r} -> {self.new!r}"
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[Difference]:
+    """Return every leaf in which two plain values differ, ABSENT standing for what one of them lacks."""
     if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for key in sorted(old.keys() | new.keys()):
-            here = f"{path}.{key}" if path else str(key)
-            if key not in old:
-                lines.append(f"{here}: (absent) -> {new[key]!r}")
-            elif key not in new:
-                lines.append(f"{here}: {old[key]!r} -> (absent)")
-            else:
-                lines += differences(old[key], new[key], here)
-        return lines
-    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+        return [
+            difference
+            for key in sorted(old.keys() | new.keys())
+            for difference in differences(
+                old.get(key, ABSENT), new.get(key, ABSENT), f"{path}.{key}" if path else str(key)
+            )
+        ]
+    return [] if old == new else [Difference(path=path, old=old, new=new)]
+
+
+def drift(stored: Any, today: Any) -> list[Difference]:
+    """Return where a stored config means something else than today's config of the same identity.
+
+    What the stored one lacks is no difference: such a field came later, with a default that leaves older runs alone.
+    """
+    return [difference for difference in differences(stored, today) if difference.old is not ABSENT]

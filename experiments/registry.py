@@ -8,10 +8,13 @@ a higher number may not commit any more. This module never imports torch, so tha
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import json
 import os
 import re
+import secrets
+import shlex
 import shutil
 import socket
 import time
@@ -27,6 +30,8 @@ from experiments.identity import Parent
 HOME_VARIABLE = "DALLE2_VIDEO_HOME"
 EndKind = Literal["done", "preempted", "timeout", "stopped", "error", "hang"]
 _TAIL_BYTES = 16384
+_SHOWN_MATCHES = 5
+_CLAIM = re.compile(r"(\d+)\.json")
 _COMMIT = re.compile(r"step-(\d+)\.a(\d+)")
 
 
@@ -48,6 +53,9 @@ class RunSpec:
     schema: int = identity.SCHEMA
     creator: str = ""
     created: float = 0.0
+    tracking_id: str = ""
+    """Random id given at creation, under which an experiment tracker knows the run over all attempts. No part of the
+    identity; empty in runs that were made before there was one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +95,7 @@ class Registry:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        files.follow_group_mode(home)
 
     def check_writable(self, *, free_bytes: int = 64 << 20) -> None:
         """Raise ValueError with the remedy unless a run can be created here."""
@@ -125,10 +134,13 @@ class Registry:
         default changed its value since.
         """
         folder = self.folder_of(spec)
+        if not (folder / "run.json").exists():
+            files.remove_tree(folder)  # what a request to stop leaves where the run is removed at the same moment
         staged = files.staging_folder(self.home / "runs" / spec.stage)
         try:
-            whole = asdict(spec) | {"creator": f"{getpass.getuser()}@{socket.gethostname()}", "created": time.time()}
-            (staged / "run.json").write_bytes(files.encode(whole))
+            made = {"creator": f"{_user()}@{socket.gethostname()}", "created": time.time()}
+            made |= {"tracking_id": secrets.token_hex(8)}
+            (staged / "run.json").write_bytes(files.encode(asdict(spec) | made))
             if not folder.exists():
                 try:
                     files.publish(staged, folder)
@@ -139,33 +151,25 @@ class Registry:
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         run = Run(folder)
-        changed = identity.differences(run.spec.config, json.loads(json.dumps(spec.config)))
-        if changed:
-            raise ValueError(
-                f"run {spec.stage}/{folder.name} was created when defaults were different:\n  "
-                + "\n  ".join(changed)
-                + "\nset the old values on the command line to start a run with them, set the new ones to start a run "
-                "with those, or return to the code that created it"
-            )
+        run.check_drift(spec.config)
         return run
 
     def runs(self, stage: str | None = None) -> Iterator[Run]:
         """Yield the runs, of one stage or of all."""
         for stage_name in [stage] if stage else files.names_in(self.home / "runs"):
-            for name in files.names_in(self.home / "runs" / stage_name):
-                folder = self.folder(stage_name, name)
-                if (folder / "run.json").exists():
-                    yield Run(folder)
+            folder = self.home / "runs" / stage_name
+            for name in files.names_in(folder):
+                if (created := _created(f"{folder}/{name}")) is not None:
+                    yield Run(folder / name, created)
 
     def find(self, reference: str, stage: str | None = None) -> Run:
         """Return the run whose id or folder name starts with `reference`; ValueError unless there is exactly one."""
         found = [
-            run
-            for run in self.runs(stage)
-            if run.spec.id.startswith(reference) or run.folder.name.startswith(reference)
+            run for run in self.runs(stage) if run.id.startswith(reference) or run.folder.name.startswith(reference)
         ]
         if len(found) != 1:
-            what = "no run" if not found else f"{len(found)} runs ({', '.join(run.name for run in found)})"
+            shown = ", ".join(run.name for run in found[:_SHOWN_MATCHES]) + ", ..." * (len(found) > _SHOWN_MATCHES)
+            what = "no run" if not found else f"{len(found)} runs ({shown})"
             raise ValueError(f"{what} matches {reference!r} in {self.home}; see: python tools/runs.py list")
         return found[0]
 
@@ -173,22 +177,69 @@ class Registry:
 class Run:
     """One run folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        stored = files.read_json(folder / "run.json")
-        if stored is None:
+    def __init__(self, folder: Path, created: float | None = None) -> None:
+        """created: what a registry that looked already has found."""
+        if created is None:
+            created = _created(folder)
+            files.follow_group_mode(folder.parents[2])
+        if created is None:
             raise ValueError(f"{folder} is not a run folder: it has no run.json")
+        self.folder = folder
+        self.created = created
+        """When run.json was written, by the file system's clock, in seconds since the epoch."""
+
+    @functools.cached_property
+    def spec(self) -> RunSpec:
+        """The immutable description, read when it is first asked for: listing thousands of runs needs few of them."""
+        stored = files.read_json(self.folder / "run.json")
+        if stored is None:
+            raise ValueError(f"{self.folder} is gone: the run was removed")
         stored["parents"] = {name: Parent(**parent) for name, parent in stored["parents"].items()}
-        self.spec = RunSpec(**stored)
+        return RunSpec(**stored)
+
+    @property
+    def stage(self) -> str:
+        """Stage, as the folder says."""
+        return self.folder.parent.name
+
+    @property
+    def id(self) -> str:
+        """Identity, as the folder's name says: it ends with it."""
+        return self.folder.name.rpartition("-")[2]
 
     @property
     def name(self) -> str:
         """`stage/recipe-id`."""
-        return f"{self.spec.stage}/{self.folder.name}"
+        return f"{self.stage}/{self.folder.name}"
+
+    def check_drift(self, config: dict[str, Any]) -> None:
+        """Raise ValueError with the differences where the run's config means something else than `config`.
+
+        config: what today's code makes of a command line that leads to this run's identity. A default changed since.
+        """
+        changed = identity.drift(self.spec.config, json.loads(json.dumps(config)))
+        if not changed:
+            return
+        flags = [
+            f"--{one.path.replace('_', '-')} {_words(one.old)}" for one in changed if one.new is not identity.ABSENT
+        ]
+        remedies = ["to go on with it, return to the code that created it"]
+        remedies += (
+            [f"to start a run with its values, give them: {' '.join(flags)}"] if len(flags) == len(changed) else []
+        )
+        remedies += [f"to start one with today's, move this folder out of the registry: {self.folder}"]
+        listed = "\n  ".join(map(str, changed))
+        raise ValueError(
+            f"run {self.name} was created when defaults were different:\n  {listed}\n" + ";\n".join(remedies)
+        )
 
     def done(self) -> dict[str, Any] | None:
         """Return the record of completion, with the digest that children pin, or None."""
         return files.read_json(self.folder / "DONE")
+
+    def is_done(self) -> bool:
+        """Return whether the run is done, without reading the record."""
+        return os.path.exists(f"{self.folder}/DONE")  # noqa: PTH110 - asked of every run of a registry
 
     def mark_done(self, record: dict[str, Any]) -> None:
         """Record completion; the first record stays."""
@@ -200,31 +251,39 @@ class Run:
         assert record is not None, f"{self.name} is not done"
         return Parent(stage=self.spec.stage, id=self.spec.id, digest=record["digest"])
 
-    def attempts(self) -> list[AttemptRecord]:
-        """All attempts in order."""
-        return [self.attempt(number) for number in self._attempt_numbers()]
+    def attempts(self, newest: int | None = None) -> list[AttemptRecord]:
+        """All attempts in order, or just the newest few."""
+        names = set(files.names_in(f"{self.folder}/attempts"))
+        numbers = _attempt_numbers(names)
+        return [self._attempt(number, names) for number in (numbers if newest is None else numbers[-newest:])]
 
     def attempt(self, number: int) -> AttemptRecord:
         """Return one attempt."""
-        folder = self.folder / "attempts"
+        return self._attempt(number, set(files.names_in(self.folder / "attempts")))
+
+    def _attempt(self, number: int, names: set[str]) -> AttemptRecord:
+        """Return one attempt; names: what is in the folder, so that an end that is not there is not looked for."""
+        folder, end = f"{self.folder}/attempts", f"{number:04d}.end.json"
         return AttemptRecord(
             number=number,
-            claim=files.read_json(folder / f"{number:04d}.json") or {},
-            end=files.read_json(folder / f"{number:04d}.end.json"),
+            claim=files.read_json(f"{folder}/{number:04d}.json") or {},
+            end=files.read_json(f"{folder}/{end}") if end in names else None,
         )
 
     def open_attempts(self) -> list[AttemptRecord]:
         """Attempts that have not ended with a word, in order; the others' files are not read."""
         names = set(files.names_in(self.folder / "attempts"))
-        return [self.attempt(number) for number in self._attempt_numbers() if f"{number:04d}.end.json" not in names]
+        return [
+            self._attempt(number, names) for number in _attempt_numbers(names) if f"{number:04d}.end.json" not in names
+        ]
 
-    def _attempt_numbers(self) -> list[int]:
-        names = files.names_in(self.folder / "attempts")
-        return sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d+\.json", name))
+    def num_attempts(self) -> int:
+        """Attempts so far, counted without reading them."""
+        return len(_attempt_numbers(files.names_in(f"{self.folder}/attempts")))
 
     def newest_attempt(self) -> int:
         """Number of the newest attempt; 0 where there is none."""
-        return max(self._attempt_numbers(), default=0)
+        return max(_attempt_numbers(files.names_in(self.folder / "attempts")), default=0)
 
     def claim_attempt(self, claim: dict[str, Any]) -> Attempt:
         """Claim the next attempt number; whoever held a lower one may not commit from now on."""
@@ -237,18 +296,21 @@ class Run:
 
     def commits(self) -> list[Commit]:
         """Committed checkpoints, oldest first: by step, then by attempt."""
-        folder = self.folder / "checkpoints"
+        folder = f"{self.folder}/checkpoints"
         matches = [(name, _COMMIT.fullmatch(name)) for name in files.names_in(folder)]
-        return sorted(
-            Commit(step=int(match[1]), attempt=int(match[2]), path=folder / name) for name, match in matches if match
-        )
+        found = [
+            Commit(step=int(match[1]), attempt=int(match[2]), path=Path(folder, name))
+            for name, match in matches
+            if match
+        ]
+        return sorted(found)
 
     def intents(self) -> list[Intent]:
         """All intents, oldest first."""
         return [self.intent(number) for number in self._intent_numbers()]
 
     def _intent_numbers(self) -> list[int]:
-        names = files.names_in(self.folder / "intent")
+        names = files.names_in(f"{self.folder}/intent")
         return [int(name[:4]) for name in names if re.fullmatch(r"\d{4}\.json", name)]
 
     def newest_intent(self) -> int:
@@ -257,10 +319,11 @@ class Run:
 
     def intent(self, number: int) -> Intent:
         """Return one intent."""
-        folder = self.folder / "intent"
-        request = files.read_json(folder / f"{number:04d}.json")
-        assert request is not None, f"{self.name} has no intent {number}"
-        return Intent(number=number, request=request, job=files.read_json(folder / f"{number:04d}.job.json"))
+        path = f"{self.folder}/intent/{number:04d}"
+        request = files.read_json(f"{path}.json")
+        if request is None:
+            raise ValueError(f"{self.name} has no launch {number}; the run was removed, or its folder is damaged")
+        return Intent(number=number, request=request, job=files.read_json(f"{path}.job.json"))
 
     def claim_intent(self, number: int, request: dict[str, Any]) -> bool:
         """Record the will to run before anything is submitted; False where another launcher took the number.
@@ -329,14 +392,17 @@ class Run:
     def beat(self, attempt: int) -> dict[str, Any] | None:
         """Return what an attempt said last, None where it said nothing yet or is saying it just now."""
         try:
-            return json.loads((self.folder / f"beat.{attempt:04d}").read_bytes())
-        except (FileNotFoundError, ValueError):
+            return files.read_json(f"{self.folder}/beat.{attempt:04d}")
+        except ValueError:
             return None
 
     def events(self) -> list[dict[str, Any]]:
-        """Events of all attempts, by attempt."""
-        names = [name for name in files.names_in(self.folder) if re.fullmatch(r"events\.\d+\.jsonl", name)]
-        return [record for name in names for record in read_jsonl(self.folder / name)]
+        """Events of all attempts, by attempt, whose number is added as `attempt`."""
+        found = []
+        for name in files.names_in(self.folder):
+            if match := re.fullmatch(r"events\.(\d+)\.jsonl", name):
+                found += [record | {"attempt": int(match[1])} for record in read_jsonl(self.folder / name)]
+        return found
 
     def metrics(self) -> list[dict[str, Any]]:
         """Training metrics of all attempts by step; where a step was done twice, the later attempt's record counts."""
@@ -427,6 +493,30 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             if line.endswith("\n"):
                 records.append(json.loads(line))
     return records
+
+
+def _created(folder: Path | str) -> float | None:
+    """Return when a run was created; None where the folder is no run's."""
+    try:
+        return os.stat(f"{folder}/run.json").st_mtime  # noqa: PTH116 - asked of every run of a registry
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _attempt_numbers(names: Iterable[str]) -> list[int]:
+    return sorted(int(match[1]) for name in names if (match := _CLAIM.fullmatch(name)))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container a user may have a number and no name
+        return f"uid{os.getuid()}"
+
+
+def _words(value: Any) -> str:
+    """Return a value as the command line takes it."""
+    return " ".join(shlex.quote(str(word)) for word in (value if isinstance(value, list) else [value]))
 
 
 def _try_unlink(path: Path) -> None:

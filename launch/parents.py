@@ -10,6 +10,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dalle2_video.config_io import to_dict
+from experiments import identity
 from experiments.identity import Parent
 from experiments.registry import Registry, Run
 from launch.stages import STAGES, StageInfo
@@ -21,20 +23,21 @@ IMPORT_COMMAND = "import_command"
 def resolve(
     registry: Registry,
     info: StageInfo,
-    expected_config: Callable[[str], dict[str, Any] | None],
+    expected_parts: Callable[[str], dict[str, Any] | None],
     named: Mapping[str, str],
     command_for: Callable[[str], str],
 ) -> dict[str, Run]:
     """Return the parent runs by stage, ancestors first.
 
-    expected_config: config that a parent stage's run must have, None where the recipe has no such stage; named: run ids
-    the user gave, by stage; command_for: the command that makes a stage's run. Raises ValueError with that command.
+    expected_parts: the recipe's parts that a parent stage's run must have been made from, None where the recipe has no
+    such stage; named: run ids the user gave, by stage; command_for: the command that makes a stage's run. Raises
+    ValueError with that command.
     """
     chosen: dict[str, Run] = {}
     pinned: dict[str, Parent] = {}
     for stage in info.parents:
-        config = expected_config(stage)
-        if config is None:
+        parts = expected_parts(stage)
+        if parts is None:
             continue
         if stage in named:
             run = registry.find(named[stage], stage)
@@ -44,7 +47,7 @@ def resolve(
             if problem:
                 raise ValueError(f"--parents.{stage.replace('_', '-')} {named[stage]}: {problem}")
         else:
-            run = _newest(registry, stage, config, pinned, command_for)
+            run = _newest(registry, stage, parts, pinned, command_for)
         chosen[stage] = run
         pinned |= run.spec.parents
         pinned[stage] = run.as_parent()
@@ -54,11 +57,11 @@ def resolve(
 def _newest(
     registry: Registry,
     stage: str,
-    config: dict[str, Any],
+    parts: dict[str, Any],
     pinned: Mapping[str, Parent],
     command_for: Callable[[str], str],
 ) -> Run:
-    matching = [run for run in registry.runs(stage) if run.spec.config == config and _conflict(run, pinned) is None]
+    matching = [run for run in registry.runs(stage) if _made_from(run, parts) and _conflict(run, pinned) is None]
     finished = [(done["time"], run) for run in matching if (done := run.done()) is not None]
     if finished:
         return max(finished, key=lambda pair: pair[0])[1]
@@ -68,6 +71,13 @@ def _newest(
             f"(its log: {matching[-1].folder / 'logs'})"
         )
     raise ValueError(f"no {stage} run matches this recipe in {registry.home}; make one: {command_for(stage)}")
+
+
+def _made_from(run: Run, parts: dict[str, Any]) -> bool:
+    """Whether a run's identity is that of the recipe's parts, and means today what it meant when the run was made."""
+    spec = run.spec
+    own_id = identity.run_id(stage=spec.stage, config=parts, source=spec.source, parents=spec.parents)
+    return own_id == spec.id and not identity.drift(spec.config, to_dict(parts))
 
 
 def _command(run: Run, command_for: Callable[[str], str]) -> str:

@@ -56,7 +56,7 @@ class _Watch:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.array = None if STAGES[run.spec.stage].training else ArrayWatch(run)
+        self.array = None if STAGES[run.stage].training else ArrayWatch(run)
 
     def status(self) -> tuple[float, str]:
         """Return the share done, in [0, 1], and a note on it."""

@@ -82,12 +82,17 @@ def _launch(info: StageInfo, arguments: Arguments) -> int:
         return _dry_run(registry, info, arguments, planned)
     registry.check_writable()
     run = registry.create(planned.spec)
-    if planned.manifest is not None:
-        for note in planned.notes:
-            console.print(f"[yellow]note[/yellow]: {escape(note)}")
-        files.create_exclusive(run.folder / NOTES, files.encode(planned.notes))
-        files.create_exclusive(run.folder / MANIFEST, files.encode_rows(planned.manifest))
-    return _start_or_attach(run, info, arguments, planned)
+    try:
+        if planned.manifest is not None:
+            for note in planned.notes:
+                console.print(f"[yellow]note[/yellow]: {escape(note)}")
+            files.create_exclusive(run.folder / NOTES, files.encode(planned.notes))
+            files.create_exclusive(run.folder / MANIFEST, files.encode_rows(planned.manifest))
+        return _start_or_attach(run, info, arguments, planned)
+    except (FileNotFoundError, ValueError) as error:
+        if (run.folder / "run.json").exists():
+            raise
+        raise ValueError(f"{run.name} was removed by somebody meanwhile; run the same command again") from error
 
 
 def _check_batch(info: StageInfo, arguments: Arguments) -> None:
@@ -111,8 +116,8 @@ def _plan(registry: Registry, info: StageInfo, arguments: Arguments) -> _Planned
         raise ValueError("--sample.prompts is empty; give one or more: --sample.prompts 'a red circle moving left'")
 
     def expected(stage: str) -> dict[str, Any] | None:
-        values = {part: getattr(recipe, part) for part in STAGES[stage].parts}
-        return None if None in values.values() else _plain(values)
+        parts = {part: getattr(recipe, part) for part in STAGES[stage].parts}
+        return None if None in parts.values() else parts
 
     found = parents.resolve(registry, info, expected, arguments.parents, arguments.command)
     pinned: dict[str, Parent] = {stage: run.as_parent() for stage, run in found.items()}
@@ -181,6 +186,8 @@ def _start_or_attach(run: Run, info: StageInfo, arguments: Arguments, planned: _
             _submit(run, info, arguments, number)
         else:
             console.print(f"[bold]{run.name}[/bold]: {decision.reason}")
+            job = intents[-1].job
+            console.print(f"  {job_words(job) if job else 'about to be submitted'}; logs: {run.folder / 'logs'}")
         local = arguments.placement.resolved_cluster() == "local"
         if arguments.options.wait == "no" or (arguments.options.wait == "auto" and not local):
             console.print(f"follow it: {arguments.command(info.name)} --wait yes")
@@ -213,11 +220,7 @@ def _submit(run: Run, info: StageInfo, arguments: Arguments, number: int) -> Non
         parallel=arguments.array.parallel,
         on_job=lambda record: run.resolve_intent(number, record),
     )
-    record = submission.record
-    if record["executor"] == "slurm":
-        what = f"Slurm job{'s' * (len(record['ids']) > 1)} {', '.join(record['ids'])}"
-    else:
-        what = f"process {record['pid']}"
+    what = job_words(submission.record)
     if not info.training:
         what += f", {submission.groups} group{'s' * (submission.groups != 1)} of tasks"
     console.print(f"  {what}; logs: {run.folder / 'logs'}")
@@ -227,6 +230,13 @@ def _submit(run: Run, info: StageInfo, arguments: Arguments, number: int) -> Non
             "The others run; once they have ended, the same command submits what is missing (fewer jobs: --tasks)",
             file=sys.stderr,
         )
+
+
+def job_words(job: dict[str, Any]) -> str:
+    """Return what a job record names, for people."""
+    if job["executor"] == "slurm":
+        return f"Slurm job{'s' * (len(job['ids']) > 1)} {', '.join(job['ids'])}"
+    return f"process {job['pid']}"
 
 
 def _request(
@@ -272,6 +282,8 @@ def _wait(run: Run, *, stop_on_interrupt: bool) -> int:
         return INTERRUPTED
     if run.done() is not None:
         return _report_done(run)
+    if not run.intents():
+        raise FileNotFoundError(run.folder)
     intent = run.intents()[-1]
     silent = {"kind": "error", "message": "it ended without a word"}
     ours = [attempt for attempt in run.attempts() if attempt.claim["intent"] == intent.number]
@@ -304,8 +316,13 @@ def _report_done(run: Run) -> int:
 def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, planned: _Planned) -> int:
     folder = registry.folder_of(planned.spec)
     tasks_done = 0
-    if folder.exists():
+    if (folder / "run.json").exists():
         run = Run(folder)
+        try:
+            run.check_drift(planned.spec.config)
+        except ValueError as error:
+            console.print(f"would not start: {error}", markup=False)
+            return 0
         decision = run_state.decision(run, run.intents(), retry=arguments.options.retry)
         tasks_done = len(run.tasks_done())
         console.print(f"[bold]{run.name}[/bold]: {decision.action}: {decision.reason}")

@@ -12,9 +12,10 @@ from experiments.reconcile import Liveness
 from experiments.registry import Intent
 from slurm.local import start_ticks
 
-_ENDED = frozenset(
+ENDED = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
 )
+"""States of a job that Slurm does nothing for any more."""
 _QUERY_TIMEOUT_S = 30
 _DEFAULT_MAX_ARRAY_SIZE = 1001
 
@@ -39,13 +40,13 @@ def of_process(record: dict[str, Any]) -> Liveness:
 def of_slurm_jobs(job_ids: Sequence[str]) -> Liveness:
     """Tell whether any of several Slurm jobs, or any task of one that is an array, is in the queue."""
     jobs = ",".join(job_ids)
-    queued = _ask(["squeue", "--noheader", "--format=%T", "--jobs", jobs])
+    queued = ask(["squeue", "--noheader", "--format=%T", "--jobs", jobs])
     if queued is not None and queued.strip():
-        return "gone" if all(state in _ENDED for state in queued.split()) else "alive"
-    recorded = _ask(["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", "--jobs", jobs])
+        return "gone" if all(state in ENDED for state in queued.split()) else "alive"
+    recorded = ask(["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", "--jobs", jobs])
     # `4711_3|CANCELLED by 1000`: task 3 of array 4711
     lines = [line.strip().split("|") for line in (recorded or "").splitlines() if line.strip()]
-    if any(state.split()[0] not in _ENDED for _, state in lines):
+    if any(state.split()[0] not in ENDED for _, state in lines):
         return "alive"
     known = {job.split("_")[0] for job, _ in lines}
     return "gone" if known >= set(job_ids) else "unknown"
@@ -53,7 +54,7 @@ def of_slurm_jobs(job_ids: Sequence[str]) -> Liveness:
 
 def max_array_size() -> int:
     """Return how many jobs one Slurm array holds: indices count from 0 and stay below the cluster's MaxArraySize."""
-    answer = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask(["scontrol", "show", "config"]) or "", re.MULTILINE)
+    answer = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask(["scontrol", "show", "config"]) or "", re.MULTILINE)
     # 0 means that the cluster takes no arrays.
     return max(1, int(answer[1])) if answer else _DEFAULT_MAX_ARRAY_SIZE
 
@@ -61,10 +62,11 @@ def max_array_size() -> int:
 def try_cancel_queued(intent: Intent) -> None:
     """Take those Slurm jobs of an intent out of the queue that have not started: they have nothing to save."""
     if intent.job is not None and intent.job["executor"] == "slurm":
-        _ask(["scancel", "--state=PENDING", *intent.job["ids"]])
+        ask(["scancel", "--state=PENDING", *intent.job["ids"]])
 
 
-def _ask(command: list[str]) -> str | None:
+def ask(command: list[str]) -> str | None:
+    """Return what one of Slurm's commands prints, or None where it is missing, fails or does not answer in time."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):

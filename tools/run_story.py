@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from experiments import task_facts
 from experiments.reconcile import State
 from experiments.registry import AttemptRecord, Commit, Run
 from launch.array_progress import span
@@ -51,8 +52,10 @@ def story(run: Run, standing: Standing, *, now: float) -> list[str]:
         kinds = Counter("silent" if attempt.end is None else attempt.end["kind"] for attempt in earlier)
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         sentences.append(f"{len(earlier)} earlier attempts: {told}.")
+    events = run.events()
     for attempt in attempts[len(earlier) :]:
         sentences.append(_attempt(attempt, commits, standing, now=now))
+        sentences += _events([event for event in events if event["attempt"] == attempt.number], now=now)
     if commits and state != "done":
         sentences.append(f"The newest commit is step {commits[-1].step}, made by attempt {commits[-1].attempt}.")
     if run.stop_requested() and state in ("running", "queued"):
@@ -63,6 +66,22 @@ def story(run: Run, standing: Standing, *, now: float) -> list[str]:
         "Its job is on its way out; once that is gone, the same launch command goes on." if leaving else _NEXT[state]
     )
     return [*sentences, f"Now it is {state}. {following}{why}"]
+
+
+def _events(events: Sequence[dict[str, Any]], *, now: float) -> list[str]:
+    """Tell what happened in an attempt: what happened once in a sentence, what happened often by its last time."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        if event["event"] != task_facts.EVENT:  # the sum of a finished task, which nothing went wrong in
+            kinds.setdefault(event["event"], []).append(event)
+    told = []
+    for kind, found in kinds.items():
+        last = found[-1]
+        often = f" {len(found)} times, the last" if len(found) > 1 else ""
+        at = f" at step {last['step']}" if "step" in last else ""
+        message = " ".join(str(last.get("message", "")).split()).rstrip(".")
+        told.append(f"  {kind}{often}{at}, {span(now - last['time'])} ago{f': {message}' if message else ''}.")
+    return told
 
 
 def _job(job: dict[str, Any] | None) -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import resource
 import signal
+import socket
+import stat
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,9 @@ from registry_fixtures import make_spec
 
 from experiments import files
 from experiments.registry import Registry, Run
+from tools import registry_garbage
+
+GONE = {"executor": "local", "host": socket.gethostname(), "pid": 2**22 + 1, "start_ticks": 1}
 
 RACERS = 4
 ROUNDS = 25
@@ -82,6 +90,114 @@ def test_of_launchers_that_claim_the_same_intent_just_one_goes_on(race: Race, tm
     assert sorted(number for numbers in results for number in numbers) == list(range(1, ROUNDS + 1))
     for intent in run.intents():
         assert intent.number in results[intent.request["racer"]]
+
+
+SHARED_GROUP, ANN, BEN = 60100, 60001, 60002
+"""A unix group and two users of it; they need no names."""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike pytest's own; the umask is back afterwards."""
+    before = os.umask(0o022)
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+    os.umask(before)
+
+
+def as_user(uid: int, work: Callable[[], None]) -> None:
+    """Do something in a process of another user of the group, whose umask lets nobody else write."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([SHARED_GROUP])
+            os.setgid(uid)
+            os.setuid(uid)
+            os.umask(0o022)
+            for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+                os.environ.pop(name, None)
+            work()
+        except BaseException:
+            os.write(write, traceback.format_exc().encode()[-4000:])
+            os._exit(1)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    assert os.waitpid(child, 0)[1] == 0, said
+
+
+def commit_steps(run: Run, *steps: int) -> int:
+    attempt = run.claim_attempt({"intent": 1, "group": 0})
+    for step in steps:
+        staged = attempt.stage_commit()
+        (staged / "weights").write_text(str(step))
+        attempt.commit(step, staged)
+    attempt.append("metrics", {"step": 1})
+    attempt.end("preempted")
+    return attempt.number
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as two users")
+def test_what_one_member_of_a_group_makes_another_goes_on_with_stops_and_tidies(open_folder: Path) -> None:
+    home = open_folder / "home"
+    home.mkdir()
+    os.chown(home, -1, SHARED_GROUP)
+    home.chmod(0o2770)
+    spec, other = make_spec(), make_spec(id="aaaa000001")
+
+    def ann_starts() -> None:
+        run = Registry(home).create(spec)
+        assert run.spec.creator.startswith(f"uid{ANN}@")
+        run.claim_intent(1, {"launcher": GONE, "groups": [[]], "training": True})
+        assert commit_steps(run, 10, 20, 30) == 1
+
+    def ben_goes_on() -> None:
+        run = Registry(home).create(spec)
+        run.request_stop()
+        assert commit_steps(run, 40) == 2
+        assert [registry_garbage.remove(garbage) for garbage in registry_garbage.find(Registry(home))] == [True, True]
+        assert [commit.step for commit in run.commits()] == [30, 40]
+        failed = Registry(home).create(other)
+        failed.claim_intent(1, {"launcher": GONE, "groups": [[]], "training": True})
+        failed.claim_attempt({"intent": 1, "group": 0}).end("error")
+
+    def ann_tidies() -> None:
+        run = Registry(home).create(spec)
+        assert run.stop_requested()
+        run.clear_stop()
+        assert run.claim_intent(2, {"launcher": GONE, "groups": [[]], "training": True})
+        assert commit_steps(run, 50) == 3
+        found = registry_garbage.find(Registry(home), whole_runs=True)
+        assert all(registry_garbage.remove(garbage) for garbage in found) and len(found) == 2
+        assert [run.id for run in Registry(home).runs()] == [spec.id]
+        assert [commit.step for commit in run.commits()] == [40, 50]
+
+    for uid, work in ((ANN, ann_starts), (BEN, ben_goes_on), (ANN, ann_tidies)):
+        as_user(uid, work)
+    owners = set()
+    for path in home.rglob("*"):
+        found = path.stat()
+        owners.add(found.st_uid)
+        assert found.st_gid == SHARED_GROUP, path
+        assert stat.S_IMODE(found.st_mode) == (0o2775 if path.is_dir() else 0o664), path
+    assert owners == {ANN, BEN}
+
+
+@pytest.mark.parametrize(("mode", "mask"), [(0o770, 0o077), (0o770, 0o022), (0o755, 0o027)])
+def test_the_umask_follows_the_home_for_the_group_and_the_user_for_others(
+    open_folder: Path, mode: int, mask: int
+) -> None:
+    open_folder.chmod(mode)
+    os.umask(mask)
+    files.follow_group_mode(open_folder)
+    (open_folder / "folder").mkdir()
+    files.write_atomic(open_folder / "file", b"")
+    expected = mask & ~0o070 if mode & 0o020 else mask
+    assert stat.S_IMODE((open_folder / "folder").stat().st_mode) == 0o777 & ~expected
+    assert stat.S_IMODE((open_folder / "file").stat().st_mode) == 0o666 & ~expected
 
 
 def write_on_a_full_disk(path: Path, how: str) -> None:

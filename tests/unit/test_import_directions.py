@@ -195,7 +195,9 @@ def test_one_file_links_renames_and_fsyncs() -> None:
     assert movers == {"experiments.files"}
 
 
-@pytest.mark.parametrize("module", ["launch.submit", "tools.runs", "tools.verify_store", "experiments.recipes.tiny"])
+@pytest.mark.parametrize(
+    "module", ["launch.submit", "tools.runs", "tools.doctor", "tools.verify_store", "experiments.recipes.tiny"]
+)
 def test_what_starts_on_a_login_node_does_not_load_torch(module: str) -> None:
     code = (
         f"import {module}, sys; print([name for name in sys.modules if name.split('.')[0] in {{'torch', 'deepspeed'}}])"

@@ -19,6 +19,7 @@ from data_fixtures import KIND_LINES
 from einops import rearrange
 from PIL import Image
 
+from dalle2_video.config_io import from_dict
 from dalle2_video.data import celebv_text, legacy
 from dalle2_video.data.legacy_array import LegacyArray
 from dalle2_video.data.store import Store
@@ -306,9 +307,9 @@ def test_the_store_is_what_a_training_of_this_recipe_takes_as_its_parent(
     path = write_h5(tmp_path / "old.h5", STORED["clip"](pictures()), [f"videos/{name}.mp4" for name in IDS])
     run = imported(registry, path, "--captions", str(texts / "texts"), "--data.text-context", "40")
     assert "next: python launch/clip.py --recipe tiny --data.frame-sizes 16 32" in capsys.readouterr().out
-    config = {"data": run.spec.config["data"]}
-    assert resolve(registry, STAGES["clip"], lambda stage: config, {}, str)["preprocess"].spec.id == run.spec.id
-    assert config["data"]["text_context"] == 40
+    parts = {"data": from_dict(DataConfig, run.spec.config["data"])}
+    assert resolve(registry, STAGES["clip"], lambda stage: parts, {}, str)["preprocess"].spec.id == run.spec.id
+    assert parts["data"].text_context == 40
     assert run_state.standing(run).state == "done"
     store = Store(run.folder / "store")
     assert store.clip_ids == IDS

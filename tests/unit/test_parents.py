@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from registry_fixtures import changed, make_run, stage_config
+from registry_fixtures import changed, make_run
 
 from dalle2_video.config import Recipe
 from experiments.registry import Registry, Run
@@ -21,7 +21,8 @@ TINY = load_recipe("tiny")
 
 def find(registry: Registry, stage: str, recipe: Recipe = TINY, **named: str) -> dict[str, Run]:
     def expected(parent: str) -> dict | None:
-        return stage_config(recipe, parent) if getattr(recipe, parent, recipe) is not None else None
+        parts = {part: getattr(recipe, part) for part in STAGES[parent].parts}
+        return None if None in parts.values() else parts
 
     return resolve(registry, STAGES[stage], expected, named, lambda parent: f"python launch/{parent}.py --made-up")
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from registry_fixtures import make_run, make_spec
 
-from experiments.identity import Parent
-from experiments.registry import HOME_VARIABLE, Registry, Run, Superseded, default_home, read_jsonl
+from experiments.identity import Parent, run_id
+from experiments.registry import HOME_VARIABLE, Registry, Run, RunSpec, Superseded, default_home, read_jsonl
+from launch import submit
 from launch.arguments import load_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -30,7 +40,7 @@ def test_a_run_reads_back_as_it_was_created(registry: Registry) -> None:
     spec = make_spec(parents=parents, source="fingerprint", inputs={"data_root": "/data"})
     run = registry.create(spec)
     assert run.name == "clip/tiny-0123456789"
-    assert dataclasses.replace(run.spec, creator="", created=0.0) == spec
+    assert dataclasses.replace(run.spec, creator="", created=0.0, tracking_id="") == spec
     assert "@" in run.spec.creator and abs(run.spec.created - time.time()) < 60
 
 
@@ -53,6 +63,113 @@ def test_a_default_that_changed_since_is_refused_with_the_difference(registry: R
     with pytest.raises(ValueError, match=r"defaults were different:\n  clip\.dim: 8 -> 16\n"):
         registry.create(drifted)
     assert run.spec.config["clip"]["dim"] == 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    dim: int = 8
+    names: tuple[str, ...] = ("a b",)
+    gone: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class After:
+    dim: int = 16
+    names: tuple[str, ...] = ("a b",)
+    came: bool = False
+
+
+def spec_with(config: Any) -> RunSpec:
+    """Return the spec that a launcher makes of a recipe with this part."""
+    id = run_id(stage="clip", config={"clip": config}, source=None, parents={})
+    return make_spec(id=id, config={"clip": dataclasses.asdict(config)})
+
+
+def test_the_remedy_of_a_changed_default_is_the_old_code_or_the_old_values_or_another_place(registry: Registry) -> None:
+    run = registry.create(spec_with(Before(gone=1)))
+    with pytest.raises(ValueError) as raised:
+        registry.create(spec_with(After()))
+    assert str(raised.value).splitlines() == [
+        f"run {run.name} was created when defaults were different:",
+        "  clip.dim: 8 -> 16",
+        "  clip.gone: 1 -> (absent)",
+        "to go on with it, return to the code that created it;",
+        f"to start one with today's, move this folder out of the registry: {run.folder}",
+    ]
+    with pytest.raises(ValueError, match=r"to start a run with its values, give them: --clip\.names 'a b' c --seed 0;"):
+        registry.create(make_spec(id="x", config={"clip": {"names": ["a b", "c"]}, "seed": 0})).check_drift(
+            {"clip": {"names": []}, "seed": 1}
+        )
+
+
+def test_a_field_that_came_since_is_no_drift(registry: Registry) -> None:
+    registry.create(make_spec(config={"clip": {"dim": 8}}))
+    registry.create(make_spec(config={"clip": {"dim": 8, "came": False}}))
+
+
+def test_a_launcher_refuses_a_run_whose_defaults_changed_and_says_how(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(registry.home))
+    tiny = load_recipe("tiny")
+    run = make_run(registry, tiny, "clip", [make_run(registry, tiny, "preprocess")], done=False)
+    stored = json.loads((run.folder / "run.json").read_text())
+    stored["config"]["clip"]["optim"]["lr"] = 0.125
+    (run.folder / "run.json").write_text(json.dumps(stored))
+    assert submit.main("clip", ["--cluster", "local"]) == 2
+    error = capsys.readouterr().err
+    assert f"run {run.name} was created when defaults were different" in error
+    assert "clip.optim.lr: 0.125 -> " in error and "--clip.optim.lr 0.125;" in error
+    assert submit.main("clip", ["--cluster", "local", "--dry-run"]) == 0
+    assert "would not start: run clip/" in capsys.readouterr().out
+    assert run.intents() == []
+
+
+def test_two_launchers_at_the_same_moment_make_one_run(raw_dataset: Path, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "launch/preprocess.py", "--cluster", "local", "--data-root", str(raw_dataset)),
+        *("--data.min-frames", "16", "--data.clips-per-shard", "4", "--wait", "yes"),
+    ]
+    environment = os.environ | {HOME_VARIABLE: str(tmp_path)}
+    launchers = [
+        subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    said = [launcher.communicate(timeout=120)[0].decode() for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    (run,) = Registry(tmp_path).runs()
+    assert run.is_done() and len(run.intents()) == 1, said
+    assert all("DONE" in text for text in said)
+    assert [entry.name for entry in run.folder.parent.iterdir()] == [run.folder.name]
+
+
+def test_every_run_has_a_tracking_id_of_its_own_that_is_no_part_of_the_identity(registry: Registry) -> None:
+    first = registry.create(make_spec())
+    assert registry.create(make_spec()).spec.tracking_id == first.spec.tracking_id
+    other = registry.create(make_spec(id="other"))
+    assert re.fullmatch(r"[0-9a-f]{16}", first.spec.tracking_id) and other.spec.tracking_id != first.spec.tracking_id
+    stored = json.loads((first.folder / "run.json").read_text())
+    del stored["tracking_id"]
+    (first.folder / "run.json").write_text(json.dumps(stored))
+    assert Run(first.folder).spec.tracking_id == ""
+
+
+def test_a_folder_that_a_late_request_to_stop_left_is_no_hindrance(registry: Registry, run: Run) -> None:
+    shutil.rmtree(run.folder)
+    run.request_stop()
+    assert list(registry.runs()) == []
+    again = registry.create(make_spec())
+    assert not again.stop_requested() and [found.name for found in registry.runs()] == [again.name]
+
+
+def test_a_run_that_was_removed_does_not_come_back_in_parts(run: Run) -> None:
+    shutil.rmtree(run.folder)
+    for write in (lambda: run.claim_intent(1, {}), lambda: run.claim_attempt({})):
+        with pytest.raises(FileNotFoundError):
+            write()
+    assert not run.folder.exists()
+    with pytest.raises(ValueError, match="the run was removed"):
+        run.intent(1)
 
 
 def test_tuples_and_lists_are_no_difference(registry: Registry) -> None:
@@ -213,7 +330,7 @@ def test_events_of_all_attempts_are_read_in_order(run: Run) -> None:
     second.append("events", {"event": "b"})
     first.append("events", {"event": "a"})
     first.append("metrics", {"step": 1})
-    assert [record["event"] for record in run.events()] == ["a", "b"]
+    assert [(record["event"], record["attempt"]) for record in run.events()] == [("a", 1), ("b", 2)]
 
 
 def test_a_step_done_twice_counts_once_with_the_later_attempts_metrics(run: Run) -> None:

@@ -19,7 +19,7 @@ from experiments.registry import HOME_VARIABLE, Registry, Run
 from launch.arguments import load_recipe
 from slurm import logs, run_state
 from slurm.local import process_record
-from tools import runs
+from tools import runs, runs_logs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GONE = {"executor": "local", "host": socket.gethostname(), "pid": 2**22 + 1, "start_ticks": 1}
@@ -182,6 +182,22 @@ def test_why_sums_up_many_attempts(registry: Registry, capsys: pytest.CaptureFix
     assert "Attempt 13 " not in told and "Attempt 14 " in told and "Attempt 21 " in told
 
 
+def test_why_tells_what_went_wrong_in_an_attempt(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    run = launched(registry, "aaaa000001", GONE)
+    attempt = run.claim_attempt({"intent": 1, "group": 0, "supervised": True})
+    attempt.append("events", {"event": "damaged checkpoint", "message": "step-20.a0001: weights: wrong checksum"})
+    for step in (31, 32, 40):
+        attempt.append("events", {"event": "skipped step", "step": step, "message": "loss\nis NaN."})
+    attempt.append("events", {"event": "task", "task": 0, "clips": 4, "bad": {}})
+    attempt.end("hang", message="no step for 600 s, 20 times the median; the stacks are in the log")
+    told = output(capsys, "why", "aaaa").splitlines()
+    number = next(number for number, line in enumerate(told) if line.startswith("Attempt 1 "))
+    assert "hang: no step for 600 s, 20 times the median; the stacks are in the log." in told[number]
+    assert told[number + 1] == "  damaged checkpoint, 0 s ago: step-20.a0001: weights: wrong checksum."
+    assert told[number + 2] == "  skipped step 3 times, the last at step 40, 0 s ago: loss is NaN."
+    assert told[number + 3].startswith("Now it is failed.")
+
+
 def large_array(registry: Registry) -> Run:
     """An array of 1,100 tasks and 500 jobs, of which 450 are done and three failed; every task found a bad clip."""
     run = registry.create(make_spec(stage="preprocess", id="cccc000001"))
@@ -285,8 +301,8 @@ def test_logs_shows_the_jobs_own_log_where_no_attempt_was_started(
 def test_follow_prints_what_comes_until_the_attempt_ends(
     registry: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "FOLLOW_POLL_S", 0.02)
-    monkeypatch.setattr(runs, "FOLLOW_ASK_S", 0.1)
+    monkeypatch.setattr(runs_logs, "FOLLOW_POLL_S", 0.02)
+    monkeypatch.setattr(runs_logs, "FOLLOW_ASK_S", 0.1)
     run = launched(registry, "aaaa000001", alive())
     attempt = run.claim_attempt({"intent": 1, "group": 0, "supervised": True})
     path = write_log(logs.supervised(run.folder, 1, 0), "first\n")
@@ -299,7 +315,7 @@ def test_follow_prints_what_comes_until_the_attempt_ends(
 
     writer = threading.Thread(target=write_and_end)
     writer.start()
-    assert output(capsys, "logs", "aaaa", "--follow") == "first\nlast\n"
+    assert output(capsys, "logs", "aaaa", "-f") == "first\nlast\n"
     writer.join()
 
 
