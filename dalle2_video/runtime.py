@@ -7,6 +7,7 @@ all. Imports no torch, like `config`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dalle2_video.checks import require, require_positive
 
@@ -27,6 +28,9 @@ class RuntimeConfig:
     """Steps between metric records; greater than 0."""
     validate_every: int = 500
     """Steps between validation losses; greater than 0."""
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    """What DeepSpeed shares out among the ranks: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too.
+    A run may go on with another. In bf16, 0 runs as 1."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
     torch_threads: int = 0

@@ -1,4 +1,4 @@
-"""Exponential moving average of the fp32 masters, sharded like them: no gather in the step.
+"""Exponential moving average of the fp32 masters, sharded at every ZeRO stage: no gather in the step.
 
 decay(step) = min(decay, (1 + step) / (10 + step)): early on the average follows the weights, so that short runs have
 a usable one.
@@ -18,5 +18,5 @@ def decay_at(step: int, decay: float) -> float:
 
 @torch.no_grad()
 def update(state: ShardedState, step: int, decay: float) -> None:
-    """Move the average towards the masters after optimiser step `step`."""
-    torch._foreach_lerp_(state.ema_flats, [flat.detach() for flat in state.master_flats], 1 - decay_at(step, decay))
+    """Move the average towards the masters after optimiser step `step`; not to be called after a skipped one."""
+    torch._foreach_lerp_(state.ema_flats, state.averaged_flats, 1 - decay_at(step, decay))

@@ -6,6 +6,7 @@ The learning rate is a pure function of the step, so there is no scheduler whose
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 from dalle2_video.config import OptimConfig
 from dalle2_video.training import distributed
+from dalle2_video.training.adamw import SkippingAdamW
 from dalle2_video.training.zero_state import ShardedState
+
+log = logging.getLogger(__name__)
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
@@ -29,28 +33,41 @@ def learning_rate(step: int, config: OptimConfig) -> float:
     return config.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def deepspeed_config(config: OptimConfig, micro_batch: int, accumulation: int, world_size: int, cuda: bool) -> dict:
-    """DeepSpeed's JSON config for a training."""
+def deepspeed_config(
+    config: OptimConfig, micro_batch: int, accumulation: int, world_size: int, *, cuda: bool, zero_stage: int
+) -> dict:
+    """DeepSpeed's JSON config for a training.
+
+    zero_stage: 0 to 3. In bf16, 0 gives what 1 gives: with fp32 accumulation DeepSpeed refuses 0, and its 1 keeps whole
+    gradients on every rank as 0 does, with masters and moments shared out.
+    """
+    bf16 = config.precision == "bf16"
+    stage = max(zero_stage, 1) if bf16 else zero_stage
     # The defaults of 5e8 and 1e9 elements make a small model use more memory than without ZeRO.
     bucket = 50_000_000 if cuda else 1_000_000
-    # Persistent parameters are gathered one by one after each step, which over gloo costs a fifth of a small step.
-    persistent = 100_000 if cuda else 0
+    zero: dict[str, Any] = {"stage": stage}
+    if stage > 0:
+        zero |= {"reduce_bucket_size": bucket}
+    if stage in (1, 2):
+        zero |= {"allgather_bucket_size": bucket}
+    if stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": bucket,
+            "stage3_max_live_parameters": bucket,
+            # Persistent parameters are gathered one by one after each step: over gloo a fifth of a small step.
+            "stage3_param_persistence_threshold": 100_000 if cuda else 0,
+            "stage3_max_reuse_distance": 0 if not cuda else bucket,
+        }
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro_batch * accumulation * world_size,
-        "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": config.precision == "bf16"},
+        # At stage 0 SkippingAdamW clips.
+        "gradient_clipping": config.max_grad_norm if stage > 0 else 0.0,
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "zero_optimization": {
-            "stage": 3,
-            "reduce_bucket_size": bucket,
-            "stage3_prefetch_bucket_size": bucket,
-            "stage3_max_live_parameters": bucket,
-            "stage3_param_persistence_threshold": persistent,
-            "stage3_max_reuse_distance": 0 if not cuda else bucket,
-        },
+        "zero_optimization": zero,
         "steps_per_print": 1 << 30,
     }
 
@@ -70,36 +87,60 @@ class Engine:
     """A model, its optimiser and its sharded state."""
 
     def __init__(
-        self, module: nn.Module, config: OptimConfig, *, micro_batch: int, accumulation: int, device: torch.device
+        self,
+        module: nn.Module,
+        config: OptimConfig,
+        *,
+        micro_batch: int,
+        accumulation: int,
+        device: torch.device,
+        zero_stage: int = 3,
     ) -> None:
         """module: full fp32 weights, equal on all ranks."""
         self.config, self.accumulation = config, accumulation
         initial = None
         if config.precision == "bf16":
             initial = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(module, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
+            if zero_stage == 0 and distributed.rank() == 0:
+                log.warning(
+                    "zero_stage 0 with precision bf16 runs as 1, the lowest for which DeepSpeed has fp32 masters"
+                )
+        settings = deepspeed_config(
+            config,
+            micro_batch,
+            accumulation,
+            distributed.world_size(),
+            cuda=device.type == "cuda",
+            zero_stage=zero_stage,
         )
-        settings = deepspeed_config(config, micro_batch, accumulation, distributed.world_size(), device.type == "cuda")
+        groups = _parameter_groups(module, config.weight_decay)
+        optimizer: torch.optim.AdamW
+        if settings["zero_optimization"]["stage"] == 0:
+            optimizer = SkippingAdamW(
+                groups, max_grad_norm=config.max_grad_norm, lr=config.lr, betas=config.betas, fused=True
+            )
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.model, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self.state = ShardedState(self.model)
         if initial is not None:
             # DeepSpeed makes the masters from weights already rounded to bf16.
-            self.state.set_masters(initial)
-            for ema, master in zip(self.state.ema_flats, self.state.master_flats, strict=True):
-                ema.copy_(master)
+            self.state.start_from(initial)
 
-    def step(self, step: int, micro_losses: list[Callable[[], Tensor]]) -> None:
+    def step(self, step: int, micro_losses: list[Callable[[], Tensor]]) -> bool:
         """Do optimiser step `step`: forward and backward of each micro-batch, then one update.
 
         micro_losses: for each accumulation step a function that computes the loss of its micro-batch.
+        Returns whether the update was applied, the same on all ranks. It is not where the norm of the gradient is not
+        finite: weights and moments are then exactly as before, and gradients cleared.
         """
         for group in self.state.param_groups:
             group["lr"] = learning_rate(step, self.config)
         for micro_loss in micro_losses:
             self.model.backward(micro_loss())
             self.model.step()
+        return self.model.was_step_applied()
 
     def grad_norm(self) -> float:
-        """Global gradient norm of the last step, before clipping."""
+        """Global gradient norm of the last step, before clipping; not finite where the step was skipped."""
         return float(self.model.get_global_grad_norm())

@@ -78,6 +78,7 @@ class Trainer:
             micro_batch=self.micro_batch,
             accumulation=self.accumulation,
             device=device,
+            zero_stage=runtime.zero_stage,
         )
         # Opened now: a split without clips is refused before the first step, not at the first validation.
         self.train_set, self.val_set = stage.dataset("train"), stage.dataset("val")
@@ -169,8 +170,8 @@ class Trainer:
 
             return compute
 
-        self.engine.step(step, [micro_loss(batch) for batch in batches])
-        ema.update(self.engine.state, step + 1, self.stage.optim.ema_decay)
+        if self.engine.step(step, [micro_loss(batch) for batch in batches]):
+            ema.update(self.engine.state, step + 1, self.stage.optim.ema_decay)
         # One reduction carries loss, metrics and both flags, so that every rank stops at the same step.
         flag = self.flag.poll()
         local = {"loss": torch.stack(losses).mean()}

@@ -1,4 +1,4 @@
-"""The training loop's small parts: learning rate, EMA ramp, slices, stop flag, exports, video files."""
+"""The training loop's small parts: learning rate, EMA ramp, stop flag, exports, video files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from dalle2_video.config import OptimConfig
@@ -22,7 +20,6 @@ from dalle2_video.training.ema import decay_at
 from dalle2_video.training.engine import learning_rate
 from dalle2_video.training.export import export_digest
 from dalle2_video.training.stop import PREEMPT, STOP, StopFlag
-from dalle2_video.training.zero_state import slice_bounds
 from experiments.recipes import tiny
 
 
@@ -44,12 +41,6 @@ def test_cosine_decay_ends_at_a_tenth() -> None:
 def test_ema_follows_at_first_and_reaches_its_decay() -> None:
     assert decay_at(1, 0.9999) == pytest.approx(2 / 11)
     assert decay_at(10**6, 0.9999) == 0.9999
-
-
-@given(numel=st.integers(0, 1000), world=st.integers(1, 17))
-def test_slices_of_all_ranks_cover_a_parameter_once(numel: int, world: int) -> None:
-    bounds = [slice_bounds(numel, rank, world) for rank in range(world)]
-    assert [index for begin, end in bounds for index in range(begin, end)] == list(range(numel))
 
 
 @pytest.fixture
