@@ -36,8 +36,32 @@ class RuntimeConfig:
     torch_threads: int = 0
     """CPU threads a rank; 0 shares the machine's cores among its ranks."""
 
+    keep_every: int = 0
+    """Checkpoints of steps that this divides are never removed; 0 or more. 0: only the newest two are kept, and those
+    that a child run pinned."""
+    hang_factor: float = 20.0
+    """A step that takes longer than so many times the median step is a hang: the stacks of all threads go to the log
+    and the attempt ends; 2 or more."""
+    hang_min_s: float = 600.0
+    """Seconds before which no step is taken for a hang, the first ones included; greater than 0."""
+    on_nonfinite: Literal["skip", "stop"] = "skip"
+    """A step whose loss or gradient is NaN or infinite. skip: weights, moments and EMA stay as they are, and the run
+    ends after max_skipped of them in a row. stop: it ends at once. Recorded in either case."""
+    max_skipped: int = 10
+    """Steps in a row that may be skipped; 1 or more."""
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Mirror the metrics to Weights & Biases. offline: into the run folder, for tools/wandb_sync.py."""
+    wandb_project: str = "dalle2-video"
+    """Project at Weights & Biases."""
+    wandb_entity: str | None = None
+    """User or team at Weights & Biases; None takes the account's default."""
+
     def __post_init__(self) -> None:
-        require_positive(self, "prefetch", "checkpoint_every", "log_every", "validate_every")
+        require_positive(
+            self, "prefetch", "checkpoint_every", "log_every", "validate_every", "hang_min_s", "max_skipped"
+        )
+        require(self.keep_every >= 0, "keep_every", self.keep_every, "must be 0 or more")
+        require(self.hang_factor >= 2, "hang_factor", self.hang_factor, "must be 2 or more")
         require(self.workers >= 0, "workers", self.workers, "must be 0 or more")
         require(self.torch_threads >= 0, "torch_threads", self.torch_threads, "must be 0 or more")
         if self.micro_batch is not None:

@@ -470,8 +470,8 @@ class Attempt:
         return Commit(step=step, attempt=self.number, path=final)
 
     def append(self, kind: Literal["metrics", "events"], record: dict[str, Any]) -> None:
-        """Append a record to this attempt's metrics or events."""
-        line = json.dumps(record | {"time": time.time()}, sort_keys=True)
+        """Append a record to this attempt's metrics or events; its time is now unless it has one."""
+        line = json.dumps({"time": time.time()} | record, sort_keys=True)
         with (self.run.folder / f"{kind}.{self.number:04d}.jsonl").open("a") as file:
             file.write(line + "\n")
 

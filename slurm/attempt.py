@@ -15,7 +15,7 @@ import time
 import traceback
 from typing import Any
 
-from experiments.registry import Attempt, Registry, Run, Superseded
+from experiments.registry import Attempt, EndKind, Registry, Run, Superseded
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ WAIT_TO_BE_KILLED_S = 3600
 PEER_FAILURE_DELAY_S = 2.0
 END_TRIES = 5
 TRACEBACK_TAIL = 4000
+_PEER_DIED = ("Connection closed by peer", "Connection reset", "Broken pipe", "remote process exited")
+_RAISED_ELSEWHERE = "raised on rank 0:"
 
 
 def claim(run: Run, intent: int, request: dict[str, Any], group: int) -> int:
@@ -52,27 +54,41 @@ def supervised_attempt(run: Run) -> Attempt | None:
 def record_failure(attempt: Attempt | None, error: BaseException, **facts: Any) -> int:
     """Record why the attempt ended; return the exit code: 2 where the user must mend something, else 1.
 
+    The first to record wins, so a rank that merely noticed another's failure leaves that one time to speak.
     facts: more for the record, such as the number of tasks finished.
     """
     trace = traceback.format_exc()
     log.error("%s", trace)
-    message = f"{type(error).__name__}: {error}"
+    message = _in_short(error)
     code = USER_ERROR if isinstance(error, ValueError) else 1
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         message, code = f"disk full: {error}; free space, then run the same command again", USER_ERROR
-    if "Connection closed by peer" in trace or "Connection reset" in trace:
-        time.sleep(PEER_FAILURE_DELAY_S)  # a peer died first; its own reason shall stand in the record
+    if any(words in trace for words in _PEER_DIED):
+        time.sleep(PEER_FAILURE_DELAY_S)
+        message = f"another rank died without a word, see the logs of all: {message}"
+    elif any(note.startswith(_RAISED_ELSEWHERE) for note in getattr(error, "__notes__", ())):
+        time.sleep(PEER_FAILURE_DELAY_S)
     if attempt is not None and not isinstance(error, Superseded):
         rank = int(os.environ.get("RANK", "0"))
-        _try_end(attempt, message=message, traceback=trace[-TRACEBACK_TAIL:], rank=rank, exit_code=code, **facts)
+        details = {"message": message, "traceback": trace[-TRACEBACK_TAIL:], "rank": rank, "exit_code": code}
+        try_end(attempt, "error", **details, **facts)
     return code
 
 
-def _try_end(attempt: Attempt, **details: Any) -> None:
+def _in_short(error: BaseException) -> str:
+    """Return type and message; of an error in a loader worker those of its cause."""
+    text = str(error)
+    if "DataLoader worker process" in text:
+        # PyTorch puts the worker's whole traceback into the message; the cause is its last line.
+        return f"{text.rstrip().splitlines()[-1]} (in a loader worker)"
+    return f"{type(error).__name__}: {text}"
+
+
+def try_end(attempt: Attempt, kind: EndKind, **details: Any) -> None:
     """Record the end; on a full disk try for a while, since what others had staged is being removed."""
     for _ in range(END_TRIES):
         try:
-            attempt.end("error", **details)
+            attempt.end(kind, **details)
             return
         except OSError as failure:
             log.error("the end of the attempt could not be recorded: %s", failure)

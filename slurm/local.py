@@ -7,7 +7,11 @@ poisoned. Ranks die with it (PR_SET_PDEATHSIG), so that nothing trains unsupervi
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -23,8 +27,11 @@ from experiments.registry import Attempt, Run
 from slurm import logs
 from slurm.attempt import ATTEMPT_VARIABLE, SUPERVISOR_VARIABLE
 
+log = logging.getLogger(__name__)
+
 POLL_S = 0.1
 GRACE_S = 5.0
+RENDEZVOUS_PORTS = range(20000, 30000)
 GIVEN_UP_TO_END = 3
 
 
@@ -80,10 +87,16 @@ def _work_off(run: Run, units: Sequence[_Unit], at_once: int) -> None:
         time.sleep(POLL_S)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """Return a port that nobody listens on, for ranks to meet at some seconds later.
+
+    Below the range from which the kernel serves connections, gloo's own included: those may be taken until then.
+    """
+    while True:
+        port = random.choice(RENDEZVOUS_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class _Unit:
@@ -113,7 +126,8 @@ class _Unit:
         elif any(code not in (None, 0) for code in codes):
             rank, code = next((rank, code) for rank, code in enumerate(codes) if code not in (None, 0))
             if code < 0:
-                self._record(rank, f"was killed by signal {-code}")  # before its peers complain of a lost connection
+                # Before its peers complain of a lost connection.
+                self._record(rank, f"was killed by signal {-code} ({signal.Signals(-code).name})")
             self._end_all()
             self._record(rank, f"ended with exit code {code}")
             self._ended()
@@ -135,7 +149,7 @@ class _Unit:
             "WORLD_SIZE": str(self.ranks),
             "LOCAL_WORLD_SIZE": str(self.ranks),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_PORT": str(free_port()),
             "OMP_NUM_THREADS": str(max(1, cores // (self.ranks * self.at_once))),
             # A stale lock of a compile cache in a shared home hangs every later run.
             "TORCH_EXTENSIONS_DIR": str(caches / "torch_extensions"),
@@ -146,15 +160,20 @@ class _Unit:
         self._log(0).parent.mkdir(exist_ok=True)
         for rank in range(self.ranks):
             environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with self._log(rank).open("ab") as log:
+            with self._log(rank).open("ab") as file:
                 self.processes.append(
-                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                    subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
                 )
 
     def _record(self, rank: int, how: str) -> None:
-        """Record the death of a rank, unless somebody recorded the end before."""
+        """Record the death of a rank with its last words, unless somebody recorded the end before."""
         assert self.attempt is not None
-        self.attempt.end("error", message=f"rank {rank} {how}; see {self._log(rank)}")
+        path = self._log(rank)
+        details = {"message": f"rank {rank} {how}; see {path}", "rank": rank, "traceback": logs.last_words(path)}
+        try:
+            self.attempt.end("error", **details)
+        except OSError as error:  # a full disk: what follows does not depend on the record
+            log.error("the end of attempt %d could not be recorded: %s", self.attempt.number, error)
 
     def _end_all(self) -> None:
         """Give the other ranks time to see the death and say so in their logs, then kill them."""

@@ -1,10 +1,12 @@
-"""Where a process's log lies: named by our supervisor on one machine, by submitit on Slurm."""
+"""Where a process's log lies: named by our supervisor on one machine, by submitit on Slurm; and its last words."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from experiments.registry import AttemptRecord, Run
+
+LAST_WORDS = 4000
 
 
 def folder_of(run_folder: Path) -> Path:
@@ -15,6 +17,25 @@ def folder_of(run_folder: Path) -> Path:
 def supervised(run_folder: Path, attempt: int, rank: int) -> Path:
     """Log of one rank of an attempt that a supervisor on this machine started."""
     return folder_of(run_folder) / f"attempt-{attempt:04d}.rank{rank}.log"
+
+
+def hang_report(run_folder: Path, attempt: int, rank: int) -> Path:
+    """Where a rank says how it hangs, for whoever records the hang of all."""
+    return folder_of(run_folder) / f"attempt-{attempt:04d}.rank{rank}.hang.json"
+
+
+def last_words(path: Path) -> str:
+    """Return the traceback that a process left in its log when it died; empty where it left none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4 * LAST_WORDS))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    if (start := text.rfind("Fatal Python error:")) >= 0:
+        return text[start:][:LAST_WORDS]
+    start = text.rfind("Traceback (most recent call last):")
+    return text[start:][-LAST_WORDS:] if start >= 0 else ""
 
 
 def of_attempt(run: Run, attempt: AttemptRecord, rank: int) -> Path:

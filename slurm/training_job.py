@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,27 +19,40 @@ from dalle2_video.models.factory import CONFIG_TYPES
 from dalle2_video.runtime import RuntimeConfig
 from dalle2_video.stages import STAGES, StageInputs
 from dalle2_video.training import distributed
+from dalle2_video.training.export import export_digest
 from dalle2_video.training.loop import Trainer
+from dalle2_video.training.watchdog import Hang, Watchdog, summary, suspect
 from experiments import files
 from experiments.registry import Attempt, Run, Superseded
-from slurm.attempt import claim, leave_slurm, parents_of, record_failure, supervised_attempt
+from slurm import logs, tracking
+from slurm.attempt import claim, leave_slurm, parents_of, record_failure, supervised_attempt, try_end
+from slurm.records import Records
+from slurm.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
-BEAT_S = 0.5
+HANGS_HEARD_S = 3.0
+"""Time that ranks give each other to say how they hang."""
 
 
 def train(run: Run, intent: int, request: dict[str, Any]) -> int:
     """Train the run's stage; return the process's exit code."""
     attempt: Attempt | None = None
+    faulthandler.enable()  # a crash leaves the stacks of all threads in the log
     try:
         _rendezvous_from_slurm()
         runtime = from_dict(RuntimeConfig, request["runtime"])
+        watchdog = Watchdog(
+            minimum_s=runtime.hang_min_s,
+            factor=runtime.hang_factor,
+            on_hang=lambda hang: _record_hang(attempt or supervised_attempt(run), hang),
+        )
         device = distributed.start(runtime.torch_threads)
         attempt = Attempt(run, distributed.from_rank_zero(lambda: claim(run, intent, request, 0)))
         if distributed.rank() == 0:
             attempt.remove_leftovers(run.folder / "checkpoints")
+        tracker = _tracker(run, attempt, runtime)
         parents = parents_of(run)
         stage = run.spec.stage
         inputs = StageInputs(
@@ -52,15 +67,24 @@ def train(run: Run, intent: int, request: dict[str, Any]) -> int:
             activation_checkpointing=runtime.activation_checkpointing,
         )
         trainer = Trainer(
-            STAGES[stage](inputs), seed=inputs.seed, runtime=runtime, control=Control(attempt), device=device
+            STAGES[stage](inputs),
+            name=stage.replace("_", "-"),
+            seed=inputs.seed,
+            runtime=runtime,
+            control=Control(attempt, tracker, keep_every=runtime.keep_every),
+            watchdog=watchdog,
+            device=device,
         )
         outcome = trainer.run()
         if distributed.rank() == 0:
-            attempt.end(outcome)
+            try_end(attempt, outcome)
             log.info("%s: %s", run.name, outcome)
+        watchdog.phase("leaving")
         distributed.end()
+        watchdog.stop()
         if outcome != "done":
             leave_slurm(run, preempted=outcome == "preempted")
+        tracker.finish()  # last: it may wait, and a requeue shall not
         return 0
     except BaseException as error:
         return record_failure(attempt or supervised_attempt(run), error)
@@ -88,12 +112,44 @@ def _rendezvous_from_slurm() -> None:
     )
 
 
-class Control:
-    """The run as the training loop sees it; see `dalle2_video.training.loop.RunControl`."""
+def _tracker(run: Run, attempt: Attempt, runtime: RuntimeConfig) -> Tracker:
+    """Start the attempt's mirror beside rank 0."""
+    if distributed.rank() != 0:
+        return tracking.NoTracker()
+    return tracking.start(
+        run, attempt.number, mode=runtime.wandb, project=runtime.wandb_project, entity=runtime.wandb_entity
+    )
 
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt, self.run = attempt, attempt.run
-        self._beat_s = 0.0
+
+def _record_hang(attempt: Attempt | None, hang: Hang) -> None:
+    """Record the attempt's hang with what all ranks say of it; the first to do so wins.
+
+    Ranks that hang cannot ask each other, so each leaves a report. Without a number yet there is only the log.
+    """
+    if attempt is None:
+        return
+    rank, world_size, folder = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), attempt.run.folder
+    reports = {other: logs.hang_report(folder, attempt.number, other) for other in range(world_size)}
+    files.write_atomic(reports[rank], files.encode(asdict(hang)))
+    names, deadline_s = {path.name for path in reports.values()}, time.monotonic() + HANGS_HEARD_S
+    while names - set(files.names_in(logs.folder_of(folder))) and time.monotonic() < deadline_s:
+        time.sleep(0.2)
+    heard = {other: files.read_json(path) for other, path in reports.items()}
+    hangs = {other: Hang(**report) for other, report in heard.items() if report is not None}
+    first = suspect(hangs)
+    details = {"rank": first, "traceback": hangs[first].stack, "step": hangs[first].step, "exit_code": 1}
+    try_end(attempt, "hang", message=summary(hangs, world_size), seconds=hangs[first].seconds, **details)
+
+
+class Control:
+    """The run as training sees it; see `dalle2_video.training.run_control`."""
+
+    def __init__(self, attempt: Attempt, tracker: Tracker, *, keep_every: int) -> None:
+        """keep_every: checkpoints of steps that this divides are kept for good; 0: none is."""
+        self.attempt, self.run, self._keep_every = attempt, attempt.run, keep_every
+        self._tracker = tracker
+        self._records = Records(attempt)
+        self._damaged: set[Path] = set()
 
     def checkpoints(self) -> Sequence[tuple[int, Path]]:
         """Committed checkpoints, oldest first."""
@@ -104,30 +160,51 @@ class Control:
         return self.attempt.stage_commit()
 
     def commit_checkpoint(self, step: int, staged: Path) -> None:
-        """Publish, then remove all but the newest two."""
+        """Publish, then remove all but the newest two and the milestones.
+
+        Children pin a parent by its export, which is no checkpoint, so none of them needs one kept.
+        """
         self.attempt.commit(step, staged)
-        # After the commit: a reader must never see fewer than before.
-        for commit in self.run.commits()[:-KEPT_CHECKPOINTS]:
-            files.remove_tree(commit.path)
+        commits = self.run.commits()
+        sound = [commit for commit in commits if commit.path not in self._damaged]
+        # After the commit: a reader must never see fewer than before. What is damaged counts for none.
+        for commit in commits[: commits.index(sound[-KEPT_CHECKPOINTS:][0])]:
+            if self._keep_every and commit.step % self._keep_every == 0:
+                continue
+            try:
+                files.remove_tree(commit.path)
+            except OSError as error:  # the new one is there all the same; the next commit tries again
+                log.warning("%s is no longer needed and cannot be removed: %s", commit.path, error)
+
+    def skipped(self, folder: Path) -> None:
+        """Note that a checkpoint is damaged: it does not count as one that is kept."""
+        self._damaged.add(folder)
 
     def publish_export(self, staged: Path, record: dict[str, Any]) -> None:
         """Publish the weights, then record the run as done."""
         if self.attempt.superseded():
             raise Superseded(f"attempt {self.attempt.number} of {self.run.name}: a newer attempt owns the run")
         final = self.run.folder / "export"
-        files.remove_tree(final)  # left by an attempt that died before it could record DONE
-        files.publish(staged, final)
+        # Left by an attempt that died before it could record DONE, or that of the run that is done by now: it stays
+        # where it is the same, since this process may be a zombie that was stopped here.
+        if final.exists() and export_digest(final) != record["digest"]:
+            files.remove_tree(final)
+        if final.exists():
+            files.remove_tree(staged)
+        else:
+            files.publish(staged, final)
         self.run.mark_done(record)
 
     def append(self, kind: Literal["metrics", "events"], record: dict[str, Any]) -> None:
         """Append to the attempt's metrics or events."""
-        self.attempt.append(kind, record)
+        self._records.append(kind, record)
+        if message := self._tracker.trouble():
+            log.warning("%s", message)
+            self._records.append("events", {"event": tracking.EVENT, "message": message})
 
     def beat(self, status: dict[str, Any]) -> None:
         """Tell watchers, at most twice a second."""
-        if time.monotonic() - self._beat_s >= BEAT_S:
-            self._beat_s = time.monotonic()
-            self.attempt.beat(status)
+        self._records.beat(status)
 
     def stop_requested(self) -> bool:
         """Whether the STOP switch is there."""

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dalle2_video.config import TransformerConfig
 
@@ -123,15 +124,20 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Stack of pre-norm blocks and a final norm."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, *, activation_checkpointing: bool = False) -> None:
+        """activation_checkpointing: the backward pass runs each block again instead of keeping its activations."""
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.blocks = nn.ModuleList([TransformerBlock(config) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, x_bld: Tensor, *, mask_bm: Tensor | None = None, causal: bool = False) -> Tensor:
         """Map (b, l, dim) to the same shape, normalised; mask_bm and causal as in MultiHeadAttention."""
         for block in self.blocks:
-            x_bld = block(x_bld, mask_bm=mask_bm, causal=causal)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_bld = checkpoint(block, x_bld, mask_bm=mask_bm, causal=causal, use_reentrant=False)
+            else:
+                x_bld = block(x_bld, mask_bm=mask_bm, causal=causal)
         return self.norm(x_bld)
 
 

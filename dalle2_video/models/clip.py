@@ -25,10 +25,14 @@ MAX_LOG_SCALE = math.log(100.0)
 class Clip(nn.Module):
     """Text and video encoder with a learned temperature."""
 
-    def __init__(self, config: ClipConfig, vocab_size: int, text_context: int) -> None:
+    def __init__(
+        self, config: ClipConfig, vocab_size: int, text_context: int, *, activation_checkpointing: bool = False
+    ) -> None:
         super().__init__()
-        self.text = TextEncoder(config.text, vocab_size, text_context, config.embed_dim)
-        self.video = VideoEncoder(config)
+        self.text = TextEncoder(
+            config.text, vocab_size, text_context, config.embed_dim, activation_checkpointing=activation_checkpointing
+        )
+        self.video = VideoEncoder(config, activation_checkpointing=activation_checkpointing)
         # shape [1]: ZeRO-3 cannot partition a parameter without dimensions
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
 

@@ -49,9 +49,11 @@ class ModelDims:
 def build(config: StageConfig, dims: ModelDims, *, activation_checkpointing: bool = False) -> nn.Module:
     """Return a stage's model with fresh weights; works under `torch.device("meta")` too."""
     if isinstance(config, ClipConfig):
-        return Clip(config, dims.vocab_size, dims.text_context)
+        return Clip(config, dims.vocab_size, dims.text_context, activation_checkpointing=activation_checkpointing)
     if isinstance(config, PriorConfig):
-        return Prior(config.transformer, dims.embed_dim, dims.text_dim)
+        return Prior(
+            config.transformer, dims.embed_dim, dims.text_dim, activation_checkpointing=activation_checkpointing
+        )
     return Unet3D(
         config.unet,
         embedding_dim=dims.embed_dim if isinstance(config, DecoderConfig) else None,

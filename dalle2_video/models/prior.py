@@ -19,7 +19,9 @@ from dalle2_video.models.time_embedding import LogSnrEmbedding
 class Prior(nn.Module):
     """Predicts x0 of a noised video embedding."""
 
-    def __init__(self, config: TransformerConfig, embed_dim: int, text_dim: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, embed_dim: int, text_dim: int, *, activation_checkpointing: bool = False
+    ) -> None:
         super().__init__()
         dim = config.dim
         self.text = nn.Linear(text_dim, dim)
@@ -30,7 +32,7 @@ class Prior(nn.Module):
         self.null_text = nn.Parameter(torch.randn(dim) * 0.02)
         self.null_text_embedding = nn.Parameter(torch.randn(dim) * 0.02)
         self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
-        self.transformer = Transformer(config)
+        self.transformer = Transformer(config, activation_checkpointing=activation_checkpointing)
         self.out = nn.Linear(dim, embed_dim)
 
     def forward(

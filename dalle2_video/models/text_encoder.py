@@ -16,12 +16,20 @@ from dalle2_video.models.attention import Embedding, Transformer
 class TextEncoder(nn.Module):
     """Token ids to one encoding a token and one embedding a caption."""
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, context: int, embed_dim: int) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocab_size: int,
+        context: int,
+        embed_dim: int,
+        *,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.context = context
         self.token = Embedding(vocab_size, config.dim)
         self.position = Embedding(context, config.dim)
-        self.transformer = Transformer(config)
+        self.transformer = Transformer(config, activation_checkpointing=activation_checkpointing)
         self.project = nn.Linear(config.dim, embed_dim, bias=False)
 
     def forward(self, tokens_bl: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,17 +18,17 @@ from dalle2_video.models.attention import Transformer
 class VideoEncoder(nn.Module):
     """Video to one embedding."""
 
-    def __init__(self, config: ClipConfig) -> None:
+    def __init__(self, config: ClipConfig, *, activation_checkpointing: bool = False) -> None:
         super().__init__()
         dim, self.patch_size, self.size = config.spatial.dim, config.patch_size, config.window.size
         num_patches = (config.window.size // config.patch_size) ** 2
         self.patch = nn.Linear(3 * config.patch_size**2, dim)
         self.frame_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.space_position = nn.Parameter(torch.randn(1 + num_patches, dim) * 0.02)
-        self.spatial = Transformer(config.spatial)
+        self.spatial = Transformer(config.spatial, activation_checkpointing=activation_checkpointing)
         self.video_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.time_position = nn.Parameter(torch.randn(config.window.num_frames, dim) * 0.02)
-        self.temporal = Transformer(config.temporal)
+        self.temporal = Transformer(config.temporal, activation_checkpointing=activation_checkpointing)
         self.project = nn.Linear(dim, config.embed_dim, bias=False)
 
     def forward(self, video_bcthw: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class ClipStage:
 
     def build(self) -> nn.Module:
         """Return the two encoders."""
-        return build(self.config, self.dims)
+        return build(self.config, self.dims, activation_checkpointing=self.inputs.activation_checkpointing)
 
     def to(self, device: torch.device) -> None:
         """Nothing lies beside the model."""

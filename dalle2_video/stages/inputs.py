@@ -29,6 +29,7 @@ class StageInputs:
     embeddings: str | None = None
     """Name of the video embeddings in the store."""
     activation_checkpointing: bool = False
+    """Recompute blocks in the backward pass instead of keeping their activations."""
 
     def samples(
         self, split: Split, window: WindowConfig | None, *, low_size: int | None = None, embeddings: str | None = None

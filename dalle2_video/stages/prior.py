@@ -30,7 +30,7 @@ class PriorStage:
 
     def build(self) -> nn.Module:
         """Return the causal transformer."""
-        return build(self.config, self.clip.dims)
+        return build(self.config, self.clip.dims, activation_checkpointing=self.inputs.activation_checkpointing)
 
     def to(self, device: torch.device) -> None:
         """Move the frozen CLIP."""

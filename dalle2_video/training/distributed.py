@@ -7,6 +7,7 @@ GPUs, gloo on CPUs. All ranks call the functions here in the same order.
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -14,7 +15,9 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT = timedelta(days=1)
+"""Never what ends a hang: the watchdog knows how long a step takes and says who hangs where."""
+RAISED_ON_ZERO = "raised on rank 0:"
 T = TypeVar("T")
 
 
@@ -51,16 +54,21 @@ def world_size() -> int:
 
 
 def from_rank_zero(make: Callable[[], T]) -> T:
-    """Return on every rank what `make` returns on rank 0; an exception there is raised on every rank."""
-    box: list[tuple[T | None, Exception | None]] = [(None, None)]
+    """Return on every rank what `make` returns on rank 0; an exception there is raised on every rank.
+
+    On the other ranks it bears rank 0's traceback as a note.
+    """
+    box: list[tuple[T | None, Exception | None, str]] = [(None, None, "")]
     if rank() == 0:
         try:
-            box = [(make(), None)]
+            box = [(make(), None, "")]
         except Exception as error:
-            box = [(None, error)]
+            box = [(None, error, traceback.format_exc())]
     dist.broadcast_object_list(box, src=0)
-    value, failure = box[0]
+    value, failure, trace = box[0]
     if failure is not None:
+        if rank() != 0:
+            failure.add_note(f"{RAISED_ON_ZERO}\n{trace}")
         raise failure
     return value  # type: ignore[return-value]
 

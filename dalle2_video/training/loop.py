@@ -3,18 +3,16 @@
 Optimiser step s consumes the global samples [s*B, (s+1)*B). All state is the step, the weights, the moments and the
 EMA; order, crops, captions, noise and dropout are functions of seed, purpose and sample (or step) number. So a resumed
 run equals an undisturbed one to the bit at the same world size, and any other world size sees the same samples with
-the same noise.
+the same noise. In records and messages step 1 is the first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,51 +24,44 @@ from dalle2_video.data.loading import loader
 from dalle2_video.runtime import RuntimeConfig
 from dalle2_video.stages.stage import Batch, Metrics, Stage
 from dalle2_video.training import checkpoint, distributed, ema
+from dalle2_video.training.commits import Commits
 from dalle2_video.training.engine import Engine, learning_rate
 from dalle2_video.training.export import export
+from dalle2_video.training.health import StepHealth, spread_nonfinite
+from dalle2_video.training.run_control import RunControl
 from dalle2_video.training.stop import PREEMPT, StopFlag
+from dalle2_video.training.watchdog import Watchdog
+from dalle2_video.training.window import Window
 
 log = logging.getLogger(__name__)
 VALIDATION_BATCHES = 2
 Outcome = Literal["done", "stopped", "preempted"]
 
 
-class RunControl(Protocol):
-    """What the loop asks of the run it trains for; rank 0 alone calls it."""
-
-    def checkpoints(self) -> Sequence[tuple[int, Path]]:
-        """Committed checkpoints as (step, folder), oldest first."""
-
-    def stage_commit(self) -> Path:
-        """Return an empty folder, visible to all ranks, for the next checkpoint."""
-
-    def commit_checkpoint(self, step: int, staged: Path) -> None:
-        """Publish a complete checkpoint and remove the ones no longer needed."""
-
-    def publish_export(self, staged: Path, record: dict[str, Any]) -> None:
-        """Publish the exported weights and record the run as done."""
-
-    def append(self, kind: Literal["metrics", "events"], record: dict[str, Any]) -> None:
-        """Append to the attempt's metrics or events."""
-
-    def beat(self, status: dict[str, Any]) -> None:
-        """Tell watchers how far the attempt is."""
-
-    def stop_requested(self) -> bool:
-        """Whether somebody asked the run to stop."""
-
-
 class Trainer:
     """One attempt at training one stage; every rank makes one and calls `run`."""
 
     def __init__(
-        self, stage: Stage, *, seed: int, runtime: RuntimeConfig, control: RunControl, device: torch.device
+        self,
+        stage: Stage,
+        *,
+        name: str,
+        seed: int,
+        runtime: RuntimeConfig,
+        control: RunControl,
+        watchdog: Watchdog,
+        device: torch.device,
     ) -> None:
-        """Build model, optimiser and loaders; nothing is read from a checkpoint yet."""
+        """Build model, optimiser and loaders; nothing is read from a checkpoint yet.
+
+        name: the stage's on the command line, for messages; watchdog: is told of every phase.
+        """
         self.stage, self.seed, self.runtime, self.control, self.device = stage, seed, runtime, control, device
+        self.watchdog = watchdog
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.micro_batch, self.accumulation = runtime.accumulation(stage.optim.batch_size, self.world_size)
         torch.manual_seed(key(seed, "weights"))
+        watchdog.phase("building the model", start=True)
         stage.to(device)
         self.engine = Engine(
             stage.build().to(device),
@@ -83,6 +74,15 @@ class Trainer:
         # Opened now: a split without clips is refused before the first step, not at the first validation.
         self.train_set, self.val_set = stage.dataset("train"), stage.dataset("val")
         self.flag = StopFlag(control.stop_requested if self.rank == 0 else lambda: False)
+        self.commits = Commits(control, self.engine.state, self.engine.model.module)
+        self.window = Window()
+        more_skips = "--on-nonfinite skip" if runtime.on_nonfinite == "stop" else "--max-skipped"
+        self.health = StepHealth(
+            runtime.on_nonfinite,
+            runtime.max_skipped,
+            f"the weights are as before. Lower the learning rate, as a new run (--{name}.optim.lr, now "
+            f"{stage.optim.lr:g}), or pass over more such steps with {more_skips}",
+        )
 
     def run(self) -> Outcome:
         """Train from the newest sound checkpoint to the last step, then export; return how it ended."""
@@ -100,8 +100,7 @@ class Trainer:
             prefetch=self.runtime.prefetch,
             pin=self.device.type == "cuda",
         )
-        if self.rank == 0:
-            self.control.append("events", {"event": "start", "step": first_step, "world_size": self.world_size})
+        self._event({"event": "start", "step": first_step, "world_size": self.world_size})
         with contextlib.closing(micro_batches):
             flag = self._train(first_step, steps, micro_batches)
         if flag:
@@ -111,50 +110,48 @@ class Trainer:
 
     def _train(self, first_step: int, last_step: int, micro_batches: Iterator[Batch]) -> int:
         """Do steps [first_step, last_step); return the flag that ended them early, or 0. The last step is saved."""
-        window = _Window()
+        retry = 0
         for step in range(first_step, last_step):
-            batches = [self._to_device(next(micro_batches)) for _ in range(self.accumulation)]
-            flag = self._step(step, batches, window)
             done, last = step + 1, step + 1 == last_step
+            self.watchdog.phase(f"waiting for the data of step {done}")
+            started_s = time.perf_counter()
+            batches = [self._to_device(next(micro_batches)) for _ in range(self.accumulation)]
+            data_s = time.perf_counter() - started_s
+            self.watchdog.phase(f"step {done}")
+            flag = self._step(step, batches)
+            step_s = time.perf_counter() - started_s
+            self.window.add_times(step_s, data_s)
+            self.watchdog.step_took(done, step_s)
             if self.rank == 0:
                 self.control.beat({"step": done, "steps": last_step})
-            if last or done % self.runtime.log_every == 0:
-                self._log(done, window)
-                window = _Window()
+            if (last or done % self.runtime.log_every == 0) and self.window.updates:
+                self._log(done)
             if last or done % self.runtime.validate_every == 0:
                 self._validate(done)
-            if last or flag or done % self.runtime.checkpoint_every == 0:
-                self._save(done)
+            ends = last or flag > 0
+            if ends or done == retry or done % self.runtime.checkpoint_every == 0:
+                saved = self._save(done, must=ends)
+                retry = 0 if saved else done + max(1, self.runtime.checkpoint_every // 10)
             if flag and not last:
                 return flag
         return 0
 
     def _resume(self) -> int:
         """Load the newest checkpoint whose files are sound; return the number of steps done."""
-        chosen = distributed.from_rank_zero(self._newest_sound)
-        if chosen is None:
+        self.watchdog.phase("loading the checkpoint", start=True)
+        found = self.commits.load()
+        if found is None:
             return 0
-        step = checkpoint.load(chosen, self.engine.state, self.engine.model.module)
-        log.info("resumed at step %d from %s", step, chosen)
+        step, remembered = found
+        self.window = Window(remembered["window"])
+        self.health.restore(remembered["health"])
         return step
-
-    def _newest_sound(self) -> Path | None:
-        for _, folder in reversed(self.control.checkpoints()):
-            try:
-                checkpoint.verify(folder)
-            except checkpoint.DamagedCheckpointError as error:
-                log.warning("damaged checkpoint skipped, the one before is used: %s", error)
-                self.control.append("events", {"event": "damaged checkpoint", "message": str(error)})
-            else:
-                return folder
-        return None
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def _step(self, step: int, batches: list[Batch], window: _Window) -> int:
-        """Do one optimiser step; return the stop flag that all ranks agree on."""
-        started_s = time.perf_counter()
+    def _step(self, step: int, batches: list[Batch]) -> int:
+        """Do one optimiser step; return the stop flag that all ranks agree on. Raises Diverged on all ranks alike."""
         # Dropout is the one user of torch's global generator.
         torch.manual_seed(key(self.seed, "dropout", step, self.rank))
         losses: list[Tensor] = []
@@ -166,11 +163,12 @@ class Trainer:
                 loss, values = self.stage.loss(self.engine.model, batch, draws)
                 losses.append(loss.detach())
                 metrics.append(values)
-                return loss
+                return spread_nonfinite(loss)
 
             return compute
 
-        if self.engine.step(step, [micro_loss(batch) for batch in batches]):
+        applied = self.engine.step(step, [micro_loss(batch) for batch in batches])
+        if applied:
             ema.update(self.engine.state, step + 1, self.stage.optim.ema_decay)
         # One reduction carries loss, metrics and both flags, so that every rank stops at the same step.
         flag = self.flag.poll()
@@ -182,27 +180,30 @@ class Trainer:
             vector[len(names) + flag - 1] = 1.0
         vector = distributed.total(vector).cpu()
         means = {name: vector[index].item() / self.world_size for index, name in enumerate(names)}
-        window.add(means | {"grad_norm": self.engine.grad_norm()}, time.perf_counter() - started_s)
+        means["grad_norm"] = self.engine.grad_norm()
+        self.window.add(means, applied=applied)
+        if event := self.health.judge(step + 1, means["loss"], means["grad_norm"], applied=applied):
+            self._event(event)
+        self.health.check()
         return max((value for value in (1, 2) if vector[len(names) + value - 1] > 0), default=0)
 
-    def _log(self, step: int, window: _Window) -> None:
+    def _event(self, event: dict[str, Any]) -> None:
         if self.rank == 0:
-            samples = self.stage.optim.batch_size
-            self.control.append(
-                "metrics",
-                window.means()
-                | {
-                    "step": step,
-                    "samples": step * samples,
-                    "split": "train",
-                    "lr": learning_rate(step - 1, self.stage.optim),
-                    "samples_per_second": samples / window.step_seconds(),
-                },
-            )
+            self.control.append("events", event)
+
+    def _log(self, step: int) -> None:
+        """Record what happened since the last record, and begin the next."""
+        if self.rank == 0:
+            optim = self.stage.optim
+            where = {"step": step, "samples": step * optim.batch_size, "split": "train"}
+            rate = {"lr": learning_rate(step - 1, optim)}
+            self.control.append("metrics", self.window.record(optim.batch_size) | where | rate)
+        self.window = Window()
 
     @torch.no_grad()
     def _validate(self, step: int) -> None:
         """Record the mean validation loss of the current weights over a fixed set of samples with fixed noise."""
+        self.watchdog.phase(f"validation after step {step}")
         self.engine.model.eval()
         totals: dict[str, Tensor] = {}
         for number in range(VALIDATION_BATCHES):
@@ -223,36 +224,29 @@ class Trainer:
             record = {name: means[index].item() for index, name in enumerate(names)}
             self.control.append("metrics", record | {"step": step, "split": "val"})
 
-    def _save(self, step: int) -> None:
-        staged = distributed.from_rank_zero(self.control.stage_commit)
+    def _save(self, step: int, *, must: bool) -> bool:
+        """Commit a checkpoint; return whether that came about.
+
+        A failure to write is on record and no reason to end, unless the checkpoint `must` be there.
+        """
+        self.watchdog.phase(f"saving after step {step}")
+        started_s = time.perf_counter()
         try:
-            checkpoint.save(staged, self.engine.state, self.engine.model.module, step)
-            distributed.from_rank_zero(lambda: self.control.commit_checkpoint(step, staged))
-        except BaseException:
-            if self.rank == 0:
-                shutil.rmtree(staged, ignore_errors=True)
-            raise
+            self.commits.save(step, {"window": self.window.state(), "health": self.health.state()})
+        except checkpoint.CheckpointNotSaved as error:
+            if must:
+                raise
+            log.warning("checkpoint of step %d not saved, training goes on and tries again soon: %s", step, error)
+            self._event({"event": "checkpoint not saved", "step": step, "message": str(error)})
+            return False
+        finally:
+            seconds = time.perf_counter() - started_s
+            self.window.add_checkpoint(seconds)
+        self._event({"event": "checkpoint", "step": step, "seconds": seconds})
+        return True
 
     def _export(self) -> None:
+        self.watchdog.phase("export")
         staged = distributed.from_rank_zero(self.control.stage_commit)
         record = export(staged, self.engine.state, self.stage.export_files())
         distributed.from_rank_zero(lambda: self.control.publish_export(staged, record))
-
-
-class _Window:
-    """Means of the metrics between two records."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._seconds: list[float] = []
-
-    def add(self, values: dict[str, float], seconds: float) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._seconds.append(seconds)
-
-    def means(self) -> dict[str, float]:
-        return {name: value / len(self._seconds) for name, value in self._sums.items()}
-
-    def step_seconds(self) -> float:
-        return sum(self._seconds) / len(self._seconds)

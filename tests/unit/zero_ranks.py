@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slurm.local import _free_port
+from slurm.local import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BATCH, STEPS, SAVED_AT = 24, 5, 3
@@ -35,7 +35,7 @@ PEAK_STAGES = (1, 3)
 
 def run_ranks(command: str, folder: Path, *worlds: int) -> dict[int, dict]:
     """Run a command on so many ranks for each of some world sizes, all at once; return the answers by world size."""
-    asked = [f"{world}:{_free_port()}" for world in worlds]
+    asked = [f"{world}:{free_port()}" for world in worlds]
     started = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, command, folder, *asked],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
