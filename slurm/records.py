@@ -37,16 +37,20 @@ class Records:
         if len(self._waiting) == WAITING:
             log.warning("%d records wait for room on the disk; the oldest is given up", WAITING)
         self._waiting.append((kind, record | {"time": time.time()}))
-        while self._waiting:
-            try:
-                self._write(*self._waiting[0])
-            except OSError as error:
-                if had_room:
-                    log.warning("metrics and events wait until they can be written: %s", error)
-                return
-            self._waiting.popleft()
+        try:
+            self.flush()
+        except OSError as error:
+            if had_room:
+                log.warning("metrics and events wait until they can be written: %s", error)
+            return
         if not had_room:
             log.info("metrics and events that waited are written")
+
+    def flush(self) -> None:
+        """Write what waits. Raises OSError where there is still no room."""
+        while self._waiting:
+            self._write(*self._waiting[0])
+            self._waiting.popleft()
 
     def _write(self, kind: Kind, record: dict[str, Any]) -> None:
         path = self._attempt.run.folder / f"{kind}.{self._attempt.number:04d}.jsonl"

@@ -164,6 +164,7 @@ class Control:
 
         Children pin a parent by its export, which is no checkpoint, so none of them needs one kept.
         """
+        self._records.flush()
         self.attempt.commit(step, staged)
         commits = self.run.commits()
         sound = [commit for commit in commits if commit.path not in self._damaged]
