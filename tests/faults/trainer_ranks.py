@@ -199,6 +199,9 @@ class Control:
         (self.run_folder / "checkpoints").mkdir(exist_ok=True)
         staged.rename(self.run_folder / "checkpoints" / f"step-{step:08d}")
 
+    def skipped(self, folder: Path) -> None:
+        raise AssertionError(f"{folder} is damaged")
+
     def publish_export(self, staged: Path, record: dict[str, Any]) -> None:
         staged.rename(self.run_folder / "export")
 

@@ -13,6 +13,8 @@ from registry_fixtures import make_spec
 from experiments.registry import Attempt, Registry, read_jsonl
 from slurm import records
 from slurm.records import Records
+from slurm.tracking import NoTracker
+from slurm.training_job import Control
 
 
 @pytest.fixture
@@ -46,6 +48,31 @@ def test_records_without_room_are_written_in_order_once_there_is_some(attempt: A
         assert steps(attempt) == [1]
     written.append("metrics", {"step": 4})
     assert steps(attempt) == [1, 2, 3, 4]
+
+
+def test_a_commit_comes_after_what_waits_or_not_at_all(attempt: Attempt) -> None:
+    control = Control(attempt, NoTracker(), keep_every=0)
+    control.append("metrics", {"step": 1})
+    staged = control.stage_commit()
+    with room((attempt.run.folder / "metrics.0001.jsonl").stat().st_size):
+        control.append("metrics", {"step": 2})
+        with pytest.raises(OSError, match="too large"):
+            control.commit_checkpoint(2, staged)
+    assert (steps(attempt), attempt.run.commits()) == ([1], [])
+    control.commit_checkpoint(2, staged)
+    assert steps(attempt) == [1, 2] and [commit.step for commit in attempt.run.commits()] == [2]
+
+
+def test_damaged_checkpoints_do_not_count_as_kept(attempt: Attempt) -> None:
+    control = Control(attempt, NoTracker(), keep_every=5)
+    for step in (1, 2, 5, 6, 7):
+        control.commit_checkpoint(step, control.stage_commit())
+    assert [step for step, _ in control.checkpoints()] == [5, 6, 7]
+    control.skipped(control.checkpoints()[-1][1])
+    control.commit_checkpoint(8, control.stage_commit())
+    assert [step for step, _ in control.checkpoints()] == [5, 6, 7, 8]
+    control.commit_checkpoint(9, control.stage_commit())
+    assert [step for step, _ in control.checkpoints()] == [5, 8, 9]
 
 
 def test_of_too_many_waiting_records_the_newest_are_kept(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
