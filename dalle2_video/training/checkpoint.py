@@ -30,6 +30,8 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = 2
 UNTRAINED = "untrained/"
+_SHOWN = 5
+"""Parameters that an error names: a model has thousands."""
 Written = tuple[str, dict[str, Any]]
 """Name of a rank's file and its entry in the manifest."""
 
@@ -194,11 +196,13 @@ def _check(folder: Path, content: dict[str, Any], state: ShardedState, module: n
     present: dict[str, Any] = {name: list(slot.shape) for name, slot in state.slots.items()}
     untrained_here = {name: list(tensor.shape) for name, tensor in untrained(module)}
     if changed := _differing(stored, present) + _differing(content["untrained"], untrained_here):
-        raise ValueError(f"{folder} belongs to another model; parameters or buffers that differ: {', '.join(changed)}")
+        shown = ", ".join(changed[:_SHOWN]) + (f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
+        raise ValueError(f"{folder} belongs to another model; parameters or buffers that differ: {shown}")
     stored, present = _settings(content["groups"]), _settings(state.groups())
     if changed := _differing(stored, present):
-        shown = "; ".join(f"{name}: {stored[name]} there, {present[name]} here" for name in changed)
-        raise ValueError(f"{folder} was trained with other parameter groups: {shown}")
+        shown = "; ".join(f"{name}: {stored.get(name)} there, {present.get(name)} here" for name in changed[:_SHOWN])
+        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise ValueError(f"{folder} was trained with other parameter groups: {shown}{more}")
 
 
 def _settings(groups: list[dict[str, Any]]) -> dict[str, Any]:

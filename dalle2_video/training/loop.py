@@ -118,7 +118,7 @@ class Trainer:
             batches = [self._to_device(next(micro_batches)) for _ in range(self.accumulation)]
             data_s = time.perf_counter() - started_s
             self.watchdog.phase(f"step {done}")
-            flag = self._step(step, batches)
+            flag = self.step(step, batches)
             step_s = time.perf_counter() - started_s
             self.window.add_times(step_s, data_s)
             self.watchdog.step_took(done, step_s)
@@ -150,7 +150,7 @@ class Trainer:
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def _step(self, step: int, batches: list[Batch]) -> int:
+    def step(self, step: int, batches: list[Batch]) -> int:
         """Do one optimiser step; return the stop flag that all ranks agree on. Raises Diverged on all ranks alike."""
         # Dropout is the one user of torch's global generator.
         torch.manual_seed(key(self.seed, "dropout", step, self.rank))

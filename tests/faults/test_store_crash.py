@@ -197,10 +197,11 @@ def content(run: Run) -> dict[str, bytes]:
 
 def check_visible(run: Run, wanted: dict[str, bytes]) -> None:
     """Assert that a reader gets the right frames or is refused, whatever is missing."""
+    done = run.done()  # before the files: another writer may finish meanwhile
     there = content(run)
     wrong = [name for name, data in there.items() if wanted.get(name) != data]
     assert not wrong, f"visible and not what an undisturbed run writes: {wrong}"
-    assert (run.done() is None) or there == wanted
+    assert done is None or there == wanted
     store_path = run.folder / "store"
     for size in CONFIG.frame_sizes:
         if (store_path / frames_name(size) / "zarr.json").exists():

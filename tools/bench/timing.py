@@ -69,14 +69,16 @@ class Results:
         self.figures[key] = median_ratio(self.rounds[above], self.rounds[below])
 
 
-def interleaved(contestants: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def interleaved(
+    contestants: Mapping[str, Callable[[], float]], rounds: int = ROUNDS, *, show: bool = True
+) -> dict[str, list[float]]:
     """Call each contestant once a round and return what they gave, by contestant, in the order of the rounds.
 
-    A contestant does its work and returns its own figure, for example `cpu_seconds(work) / clips`.
+    A contestant does its work and returns its own figure, for example `cpu_seconds(work) / clips`. show: the progress.
     """
     names = list(contestants)
     values: dict[str, list[float]] = {name: [] for name in names}
-    for turn in track(range(rounds), "rounds", console=Console(stderr=True), transient=True):
+    for turn in track(range(rounds), "rounds", console=Console(stderr=True), transient=True, disable=not show):
         for place in range(len(names)):
             name = names[(turn + place) % len(names)]
             values[name].append(contestants[name]())
