@@ -3,7 +3,7 @@
 A folder holds one `shard-RRRRR-of-WWWWW.safetensors` a rank with the ranges that it keeps, `fp32/NAME`, `exp_avg/NAME`,
 `exp_avg_sq/NAME`, `ema/NAME` (rank 0 adds `untrained/NAME`: buffers and frozen parameters), one `state.json` with the
 step, the parameter groups, and shape and cut points of every parameter, and a `manifest.json`, written last, with size
-and sha256 of every file. Loading reads just the ranges that overlap, straight into the state.
+and checksum of every file. Loading reads just the ranges that overlap, straight into the state.
 
 A save has three parts: `snapshot` (collective), `write` (each rank its own file, possibly in a thread while training
 goes on) and `finish` (collective). Who makes the folder visible (the commit) is the caller's matter.
@@ -21,14 +21,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dalle2_video.digests import file_digest
 from dalle2_video.training import distributed
+from dalle2_video.training.durable_file import CHECKSUM, file_checksum
 from dalle2_video.training.tensor_file import TensorFile, TensorSpec, file_order, write_tensors
 from dalle2_video.training.zero_state import KINDS, ShardedState, set_untrained, untrained
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-FORMAT = 2
+FORMAT = 3
 UNTRAINED = "untrained/"
 _SHOWN = 5
 """Parameters that an error names: a model has thousands."""
@@ -95,8 +95,8 @@ def snapshot(state: ShardedState, module: nn.Module, step: int, *, copy: bool = 
 def write(folder: Path, taken: Snapshot) -> Written:
     """Write this rank's file. No collective: may run in a thread. Raises OSError where the disk is full."""
     specs = {name: TensorSpec.of(tensor) for name, tensor in taken.tensors.items()}
-    size, digest = write_tensors(folder / taken.file, specs, (taken.tensors[name] for name in file_order(specs)))
-    return taken.file, {"bytes": size, "sha256": digest}
+    size, checksum = write_tensors(folder / taken.file, specs, (taken.tensors[name] for name in file_order(specs)))
+    return taken.file, {"bytes": size, CHECKSUM: checksum}
 
 
 def try_write(folder: Path, taken: Snapshot) -> Written | OSError:
@@ -124,7 +124,7 @@ def finish(folder: Path, taken: Snapshot, written: Written | OSError) -> None:
         try:
             _write_json(folder / STATE, taken.content)
             files = dict(entry for _, entry in outcomes if isinstance(entry, tuple))
-            files[STATE] = {"bytes": (folder / STATE).stat().st_size, "sha256": file_digest(folder / STATE)}
+            files[STATE] = {"bytes": (folder / STATE).stat().st_size, CHECKSUM: file_checksum(folder / STATE)}
             _write_json(folder / MANIFEST, {"files": files})
         except OSError as error:
             raise CheckpointNotSaved(error.errno or errno.EIO, f"rank 0 could not write: {error}") from error
@@ -136,18 +136,38 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1))
 
 
-def verify(folder: Path) -> None:
-    """Raise DamagedCheckpointError that names the file unless every file is what the manifest says."""
+def verify_together(folder: Path) -> None:
+    """Verify with the contents shared out among the ranks; what one finds is raised on all. Collective."""
+    try:
+        verify(folder, rank=distributed.rank(), world_size=distributed.world_size())
+        found = None
+    except DamagedCheckpointError as error:
+        found = str(error)
+    problems = distributed.gather_at_zero(found)
+
+    def agree() -> None:
+        for problem in problems or []:
+            if problem is not None:
+                raise DamagedCheckpointError(problem)
+
+    distributed.from_rank_zero(agree)
+
+
+def verify(folder: Path, *, rank: int = 0, world_size: int = 1) -> None:
+    """Raise DamagedCheckpointError that names the file unless every file is what the manifest says.
+
+    rank, world_size: of the contents just one rank's share is read.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
-        for name, entry in files.items():
+        for number, (name, entry) in enumerate(sorted(files.items())):
             path = folder / name
             if path.stat().st_size != entry["bytes"]:
                 raise DamagedCheckpointError(f"{path}: {path.stat().st_size} bytes, manifest says {entry['bytes']}")
-            if file_digest(path) != entry["sha256"]:
+            if number % world_size == rank and file_checksum(path) != entry[CHECKSUM]:
                 raise DamagedCheckpointError(f"{path}: checksum differs from the manifest")
-        world_size = json.loads((folder / STATE).read_text())["world_size"]
-        missing = {STATE, *(shard_name(rank, world_size) for rank in range(world_size))} - files.keys()
+        ranks = json.loads((folder / STATE).read_text())["world_size"]
+        missing = {STATE, *(shard_name(number, ranks) for number in range(ranks))} - files.keys()
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, DamagedCheckpointError):
             raise

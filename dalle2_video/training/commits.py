@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import shutil
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ class Commits:
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """Load the newest sound checkpoint; return its step and what was remembered, None where there is none."""
-        found = distributed.from_rank_zero(self._newest_sound)
+        found = self._newest_sound()
         if found is None:
             return None
         folder, remembered = found
@@ -65,14 +66,15 @@ class Commits:
         return step, remembered
 
     def _newest_sound(self) -> tuple[Path, dict[str, Any]] | None:
-        for _, folder in reversed(self._control.checkpoints()):
+        for _, folder in reversed(distributed.from_rank_zero(self._control.checkpoints)):
             try:
-                checkpoint.verify(folder)
-                return folder, notes.read(folder)
+                checkpoint.verify_together(folder)
+                return folder, distributed.from_rank_zero(functools.partial(notes.read, folder))
             except checkpoint.DamagedCheckpointError as error:
-                log.warning("damaged checkpoint skipped, the one before is used: %s", error)
-                self._control.skipped(folder)
-                self._control.append("events", {"event": "damaged checkpoint", "message": str(error)})
+                if distributed.rank() == 0:
+                    log.warning("damaged checkpoint skipped, the one before is used: %s", error)
+                    self._control.skipped(folder)
+                    self._control.append("events", {"event": "damaged checkpoint", "message": str(error)})
         return None
 
 

@@ -1,14 +1,13 @@
 """Safetensors files written and read piece by piece, without a second copy of the tensors in memory.
 
 The safetensors package writes a file from a dict that holds all of it, and reads through a memory map whose pages count
-as the process's own. Here a writer takes tensors one after another and hashes what it writes, and a reader puts any
+as the process's own. Here a writer takes tensors one after another, and a reader puts any
 range of a tensor straight where it belongs. What is written is to the byte what `safetensors.torch.save_file` writes of
 fp32 tensors.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from dalle2_video.training.durable_file import DurableFile
 
 _NAMES = {
     torch.float64: "F64",
@@ -31,7 +32,7 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 _CHUNK = 1 << 23
-"""Bytes hashed and written at once: they are still in the cache when they are copied."""
+"""Bytes read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def file_order(specs: Mapping[str, TensorSpec]) -> list[str]:
 
 
 def write_tensors(path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor]) -> tuple[int, str]:
-    """Write a safetensors file; return its size in bytes and its sha256.
+    """Write a safetensors file, durably; return its size in bytes and its checksum (see `durable_file`).
 
     tensors: one for each of `file_order(specs)`, on any device; taken one at a time.
     """
@@ -74,20 +75,12 @@ def write_tensors(path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable
         offset += spec.bytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-
-        def put(content: bytes | memoryview) -> None:
-            for first in range(0, len(content), _CHUNK):
-                piece = content[first : first + _CHUNK]
-                digest.update(piece)
-                file.write(piece)
-
-        put(len(text).to_bytes(8, "little") + text)
+    with DurableFile(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in zip(order, tensors, strict=True):
             assert TensorSpec.of(tensor) == specs[name], (name, tensor.dtype, tensor.shape)
-            put(_memory(tensor.detach().cpu().contiguous().reshape(-1)))
-    return 8 + len(text) + offset, digest.hexdigest()
+            file.write(_memory(tensor.detach().cpu().contiguous().reshape(-1)))
+    return file.size, file.checksum
 
 
 def _memory(tensor: Tensor) -> memoryview:

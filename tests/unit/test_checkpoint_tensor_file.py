@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from dalle2_video.digests import file_digest
+from dalle2_video.training.durable_file import file_checksum
 from dalle2_video.training.tensor_file import TensorFile, TensorSpec, file_order, write_tensors
 
 
@@ -29,8 +29,8 @@ TENSORS = {
 }
 
 
-def test_the_package_reads_what_is_written_and_size_and_digest_are_the_files(tmp_path: Path) -> None:
-    assert written(tmp_path / "a", TENSORS) == ((tmp_path / "a").stat().st_size, file_digest(tmp_path / "a"))
+def test_the_package_reads_what_is_written_and_size_and_checksum_are_the_files(tmp_path: Path) -> None:
+    assert written(tmp_path / "a", TENSORS) == ((tmp_path / "a").stat().st_size, file_checksum(tmp_path / "a"))
     loaded = load_file(tmp_path / "a")
     assert loaded.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():

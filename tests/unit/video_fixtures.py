@@ -6,6 +6,7 @@ that no two of its frames look alike.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -102,6 +103,7 @@ def encode(
 ) -> Path:
     """Write images (height, width, 3), scaled to the kind's size; at `times_ms` if given, otherwise `fps` a second."""
     times = list(times_ms) if times_ms is not None else [round(1000 * n / fps) for n in range(len(images))]
+    scheduler, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     with av.open(str(path), "w", format=kind.format, options=kind.mux) as container:
         stream = container.add_stream(kind.codec, rate=fps, options=kind.options)
         assert isinstance(stream, av.VideoStream)
@@ -129,6 +131,8 @@ def encode(
             silence.sample_rate = 48000
             container.mux(sound.encode(silence))
             container.mux(sound.encode(None))
+    # SVT-AV1 makes its caller a real-time thread where it may; all that is started later would inherit that.
+    os.sched_setscheduler(0, scheduler, parameters)
     return path
 
 
