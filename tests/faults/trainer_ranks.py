@@ -1,14 +1,13 @@
-"""Real DeepSpeed ranks that run the real Trainer on a real store: `python trainer_ranks.py FOLDER WORLD:PORT ...`.
+"""Real DeepSpeed ranks that run the real Trainer on a real store: `python trainer_ranks.py FOLDER WORLD ...`.
 
-Importing DeepSpeed costs seconds of a core, so one process imports it and forks every rank of every world size, and a
-rank runs many attempts, each with a Trainer and an engine of its own. FOLDER holds what all attempts share (`prepare`),
+One process forks every rank of every world size, and a rank runs many attempts, each with a Trainer and an engine of
+its own. FOLDER holds what all attempts share (`prepare`),
 the plan, the runs' checkpoints, and in the end rank 0's answer for each world size.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 import json
 import os
@@ -17,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +33,7 @@ from dalle2_video.config import (
 )
 from dalle2_video.data_config import AugmentConfig, CaptionConfig, DataConfig, WindowConfig
 from dalle2_video.runtime import RuntimeConfig
-from slurm.local import free_port
+from tools.bench import forked_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS, BATCH, SEED = 6, 12, 5
@@ -161,7 +159,7 @@ def run_ranks(folder: Path, plan: dict[int, list[Attempt]]) -> dict[int, list[di
     content = {world: [dataclasses.asdict(attempt) for attempt in attempts] for world, attempts in plan.items()}
     (folder / "plan.json").write_text(json.dumps(content))
     started = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, folder, *(f"{world}:{free_port()}" for world in plan)],
+        [sys.executable, "-W", "ignore", __file__, folder, *map(str, plan)],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
@@ -307,65 +305,26 @@ def run_attempt(folder: Path, attempt: Attempt, device: Any, watchdog: Any) -> d
     return {"outcome": outcome, "metrics": control.metrics, "seen": seen}
 
 
-def run_rank(folder: Path, world: int, port: str, rank: int) -> None:
-    from dalle2_video.training import distributed
-    from dalle2_video.training.watchdog import Watchdog
+def main(folder: Path, worlds: list[int]) -> bool:
+    forked_ranks.preload()
 
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
-    )
-    device = distributed.start(threads=1)
-    watchdog = Watchdog(minimum_s=300, factor=1000, on_hang=lambda hang: print(hang.stack, file=sys.stderr))
-    answers = []
-    for content in json.loads((folder / "plan.json").read_text())[str(world)]:
-        attempt = Attempt(**content | {"case": Case(**content["case"])})
-        answers.append(run_attempt(folder, attempt, device, watchdog))
-    if rank == 0:
-        (folder / f"answer-{world}.json").write_text(json.dumps(answers))
-    distributed.end()
-    watchdog.stop()
+    def work(rank: int, world: int) -> None:
+        from dalle2_video.training import distributed
+        from dalle2_video.training.watchdog import Watchdog
 
+        device = distributed.start(threads=1)
+        watchdog = Watchdog(minimum_s=300, factor=1000, on_hang=lambda hang: print(hang.stack, file=sys.stderr))
+        answers = []
+        for content in json.loads((folder / "plan.json").read_text())[str(world)]:
+            attempt = Attempt(**content | {"case": Case(**content["case"])})
+            answers.append(run_attempt(folder, attempt, device, watchdog))
+        if rank == 0:
+            (folder / f"answer-{world}.json").write_text(json.dumps(answers))
+        distributed.end()
+        watchdog.stop()
 
-def preload() -> None:
-    """Import all that the first Trainer of a process would."""
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - and torch's compiler with it
-
-    import dalle2_video.training.loop  # noqa: F401
-
-    gc.freeze()  # DeepSpeed collects garbage for every engine: half a second over all that was imported
-
-
-def main(folder: Path, asked: list[str]) -> int:
-    preload()
-    children = []
-    for world, port in (pair.split(":") for pair in asked):
-        for rank in range(int(world)):
-            child = os.fork()
-            if child == 0:
-                code = 1
-                try:
-                    run_rank(folder, int(world), port, rank)
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    sys.stderr.flush()
-                    os._exit(code)  # as slurm/job.py does, for the same reason
-            children.append(child)
-    while children:
-        child, status = os.wait()
-        children.remove(child)
-        if status != 0:
-            for other in children:
-                os.kill(other, signal.SIGKILL)
-            return 1
-    return 0
+    return forked_ranks.run(worlds, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(not main(Path(sys.argv[1]), list(map(int, sys.argv[2:]))))

@@ -1,28 +1,24 @@
-"""Real DeepSpeed ranks for tests: `python zero_ranks.py COMMAND FOLDER WORLD:PORT ...`.
+"""Real DeepSpeed ranks for tests: `python zero_ranks.py COMMAND FOLDER WORLD ...`.
 
-Importing DeepSpeed costs seconds of a core, so one process imports it and forks every rank of every world size asked
-for, and a command does all that a test module asks of a world size, at all ZeRO stages. Rank 0 of each world size
-leaves its answer in FOLDER.
+One process forks every rank of every world size asked for, and a command does all that a test module asks of a world
+size, at all ZeRO stages. Rank 0 of each world size leaves its answer in FOLDER.
 """
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import itertools
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slurm.local import free_port
+from tools.bench import forked_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BATCH, STEPS, SAVED_AT = 24, 5, 3
@@ -35,9 +31,8 @@ PEAK_STAGES = (1, 3)
 
 def run_ranks(command: str, folder: Path, *worlds: int) -> dict[int, dict]:
     """Run a command on so many ranks for each of some world sizes, all at once; return the answers by world size."""
-    asked = [f"{world}:{free_port()}" for world in worlds]
     started = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, command, folder, *asked],
+        [sys.executable, "-W", "ignore", __file__, command, folder, *map(str, worlds)],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
@@ -424,59 +419,20 @@ def peaks(folder: Path) -> dict:
 COMMANDS = {"matrix": matrix, "engines": engines, "troubles": troubles}
 
 
-def run_rank(command: str, folder: Path, world: int, port: str, rank: int) -> None:
-    from dalle2_video.training import distributed
+def main(command: str, folder: Path, worlds: list[int]) -> bool:
+    forked_ranks.preload()
 
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
-    )
-    distributed.start(threads=1)
-    answer = COMMANDS[command](folder)
-    if rank == 0:
-        (folder / f"answer-{world}.json").write_text(json.dumps(answer))
-    distributed.end()
+    def work(rank: int, world: int) -> None:
+        from dalle2_video.training import distributed
 
+        distributed.start(threads=1)
+        answer = COMMANDS[command](folder)
+        if rank == 0:
+            (folder / f"answer-{world}.json").write_text(json.dumps(answer))
+        distributed.end()
 
-def preload() -> None:
-    """Import all that the first engine of a process would."""
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - and torch's compiler with it
-
-    import dalle2_video.training.engine  # noqa: F401
-
-    gc.freeze()  # DeepSpeed collects garbage for every engine: half a second over all that was imported
-
-
-def main(command: str, folder: Path, asked: list[str]) -> int:
-    preload()
-    children = []
-    for world, port in (pair.split(":") for pair in asked):
-        for rank in range(int(world)):
-            child = os.fork()
-            if child == 0:
-                code = 1
-                try:
-                    run_rank(command, folder, int(world), port, rank)
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    sys.stderr.flush()
-                    os._exit(code)  # as slurm/job.py does, for the same reason
-            children.append(child)
-    while children:
-        child, status = os.wait()
-        children.remove(child)
-        if status != 0:
-            for other in children:
-                os.kill(other, signal.SIGKILL)
-            return 1
-    return 0
+    return forked_ranks.run(worlds, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))
+    sys.exit(not main(sys.argv[1], Path(sys.argv[2]), list(map(int, sys.argv[3:]))))

@@ -4,7 +4,16 @@
 
 Trains a text encoder at ZeRO stage 3 in fp32, on 2 and on 4 ranks of one thread each. All contestants take turns on
 the same engine, and each begins with nothing left to be written to the disk. Ours is whole: written, hashed, made
-durable, committed, with an EMA that DeepSpeed's lacks; its load verifies every hash. DeepSpeed's is its call alone.
+durable, committed, with an EMA that DeepSpeed's lacks; its load verifies every checksum. DeepSpeed's is its call alone,
+and "DeepSpeed, fsynced" the same made durable. Keys of the JSON, the worse of both world sizes:
+
+    save_over_deepspeed            a save; save_over_deepspeed_fsynced: against one that is durable too
+    load_over_deepspeed            a load at the same world size
+    elastic_load_over_universal    a load at the other world size, against DeepSpeed's conversion and universal load
+    load_peak_over_steady          highest resident memory in a load over that before
+    hooks_share_of_step            part of a step that EMA, stop flag and metrics take
+    overlapped_over_blocking       a save and the steps after it, written by a thread meanwhile or not
+    stall_overlapped_over_blocking the time for which training stands still
 """
 
 from __future__ import annotations
@@ -22,10 +31,10 @@ from typing import Any
 
 import tyro
 
+REPOSITORY = str(Path(__file__).resolve().parents[2])
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    sys.path[0] = REPOSITORY
 
-from slurm.local import free_port
 from tools.bench.timing import ROUNDS, BenchArguments, Goal, Results, publish
 
 WORLDS = (2, 4)
@@ -55,67 +64,50 @@ class Amounts:
     rounds: int = ROUNDS
 
 
-QUICK = Amounts(dim=256, depth=6, captions=8)
+QUICK = Amounts(dim=256, depth=3)
 
 
-def run_ranks(folder: Path, world: int, plan: dict[str, Any]) -> dict[str, Any]:
-    """Run one world size to its end; return rank 0's answer. Raises RuntimeError with what a rank said."""
-    folder.mkdir(exist_ok=True)
-    answer, file = folder / "answer.json", folder / "plan.json"
-    file.write_text(json.dumps(plan | {"folder": str(folder), "answer": str(answer)}))
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    shared |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "PYTHONPATH": sys.path[0]}
-    command = [sys.executable, "-W", "ignore", "-m", "tools.bench.checkpoint_ranks", str(file)]
-    logs = [folder / f"rank-{rank}.log" for rank in range(world)]
-    processes = []
-    try:
-        for rank, log in enumerate(logs):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with log.open("w") as stderr:
-                started = subprocess.Popen(
-                    command, env=os.environ | shared | own, stdout=subprocess.DEVNULL, stderr=stderr
-                )
-            processes.append(started)
-        for rank, process in enumerate(processes):
-            if process.wait() != 0:
-                raise RuntimeError(f"rank {rank} of {world} ended with {process.returncode}:\n{logs[rank].read_text()}")
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return json.loads(answer.read_text())
+def run_ranks(scratch: Path, plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Carry out plans one after the other; return rank 0's answers. Raises RuntimeError where a rank failed."""
+    for plan in plans:
+        Path(plan["folder"]).mkdir()
+    file = scratch / "plans.json"
+    file.write_text(json.dumps(plans))
+    # The ranks' chatter goes to stdout, their progress and errors to stderr.
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tools.bench.checkpoint_ranks", file],
+        env=os.environ | {"PYTHONPATH": REPOSITORY, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    if ended.returncode != 0:
+        raise RuntimeError("a rank failed, see above")
+    return [json.loads((Path(plan["folder"]) / "answer.json").read_text()) for plan in plans]
 
 
 def measure(scratch: Path, amounts: Amounts) -> Results:
     """Run both world sizes, then each on the other's checkpoints."""
     results = Results(unit="s")
-    plan = dataclasses.asdict(amounts)
-    peaks, hooks = [], []
-
-    def ratio(key: str, above: str, below: str) -> float:
-        results.ratio(key, above, below)
-        return results.figures[key]
-
-    for world in WORLDS:
-        got = run_ranks(scratch / str(world), world, plan | {"other": None})
-        results.figures["parameters"] = got["parameters"]
+    work = dataclasses.asdict(amounts)
+    own = {world: work | {"world": world, "folder": str(scratch / str(world)), "other": None} for world in WORLDS}
+    others = {
+        f"load {other} on {world}": work
+        | {"world": world, "folder": str(scratch / f"{other} on {world}"), "other": own[other]["folder"]}
+        for world, other in (WORLDS, WORLDS[::-1])
+    }
+    answers = run_ranks(scratch, [*own.values(), *others.values()])
+    results.figures["parameters"] = answers[0]["parameters"]
+    for world, answer in zip(WORLDS, answers, strict=False):
         for group in ("save", "load", "overlap", "stall"):
-            results.rounds |= {f"{group} on {world}, {name}": seconds for name, seconds in got[f"{group}_s"].items()}
-        peaks.append(max(got["load_peak"]["ours"]))
-        hooks.append(statistics.median(got["hooks"]))
-    elastic = {}
-    for world, other in (WORLDS, WORLDS[::-1]):
-        plan_of_other = plan | {"other": str(scratch / str(other))}
-        got = run_ranks(scratch / f"{other} to {world}", world, plan_of_other)
-        name = f"load {other} on {world}"
-        results.rounds |= {f"{name}, {contestant}": seconds for contestant, seconds in got["load_s"].items()}
-        peaks.append(max(got["load_peak"]["ours"]))
-        elastic[name] = 0.0
+            results.rounds |= {f"{group} on {world}, {name}": seconds for name, seconds in answer[f"{group}_s"].items()}
+    for name, answer in zip(others, answers[len(WORLDS) :], strict=True):
+        results.rounds |= {f"{name}, {contestant}": seconds for contestant, seconds in answer["load_s"].items()}
 
     def worst(key: str, pairs: dict[str, tuple[str, str]]) -> None:
         """The largest ratio of several places, each a figure of its own."""
-        values = [ratio(f"{key}: {place}", *pair) for place, pair in pairs.items()]
-        results.figures[key] = max(values)
+        for place, (above, below) in pairs.items():
+            results.ratio(f"{key}: {place}", above, below)
+        results.figures[key] = max(results.figures[f"{key}: {place}"] for place in pairs)
 
     def on_both(group: str, above: str, below: str) -> dict[str, tuple[str, str]]:
         return {f"{world} ranks": (f"{group} on {world}, {above}", f"{group} on {world}, {below}") for world in WORLDS}
@@ -123,11 +115,13 @@ def measure(scratch: Path, amounts: Amounts) -> Results:
     worst("save_over_deepspeed", on_both("save", "ours", "DeepSpeed"))
     worst("save_over_deepspeed_fsynced", on_both("save", "ours", "DeepSpeed, fsynced"))
     worst("load_over_deepspeed", on_both("load", "ours", "DeepSpeed"))
-    worst("elastic_load_over_universal", {name: (f"{name}, ours", f"{name}, DeepSpeed") for name in elastic})
+    worst("elastic_load_over_universal", {name: (f"{name}, ours", f"{name}, DeepSpeed") for name in others})
     worst("overlapped_over_blocking", on_both("overlap", "overlapped", "blocking"))
     worst("stall_overlapped_over_blocking", on_both("stall", "overlapped", "blocking"))
-    results.figures["load_peak_over_steady"] = max(peaks)
-    results.figures["hooks_share_of_step"] = max(hooks)
+    results.figures["load_peak_over_steady"] = max(max(answer["load_peak"]["ours"]) for answer in answers)
+    results.figures["hooks_share_of_step"] = max(
+        statistics.median(answer["hooks"]) for answer in answers[: len(WORLDS)]
+    )
     return results
 
 

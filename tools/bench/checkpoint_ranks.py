@@ -1,9 +1,10 @@
-"""One rank of a training whose state is saved and loaded; started by `checkpoint.py` with a plan as JSON.
+"""The ranks of trainings whose state is saved and loaded; started by `checkpoint.py` with its plans as JSON.
 
-    RANK=0 WORLD_SIZE=2 ... python -m tools.bench.checkpoint_ranks PLAN.json
+    OMP_NUM_THREADS=1 python -m tools.bench.checkpoint_ranks PLANS.json
 
 The trainer, its commits and its steps are the product's; the model is a text encoder on random tokens. Ours and
-DeepSpeed's checkpoints are taken of the same engine. Rank 0 leaves what was measured in the plan's `answer`.
+DeepSpeed's checkpoints are taken of the same engine. Rank 0 leaves what was measured in `answer.json` of a plan's
+folder.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from dalle2_video.training import checkpoint, distributed, notes
 from dalle2_video.training.loop import Trainer
 from dalle2_video.training.watchdog import Watchdog
 from experiments import files
+from tools.bench import forked_ranks
 from tools.bench.timing import interleaved
 
 CONTEXT, VOCAB = 64, 1000
@@ -47,23 +49,22 @@ OVERLAP_STEPS = 2
 class Plan:
     """What all ranks of one world size do."""
 
+    world: int
     folder: Path
     """Checkpoints are left here: `ours/` and `DeepSpeed/`."""
-    answer: Path
     rounds: int
     dim: int
     depth: int
     captions: int
     """A rank computes at once; each of CONTEXT tokens."""
-    other: Path | None = None
+    other: Path | None
     """Folder of another world size's plan, whose checkpoints are loaded; nothing is saved then."""
 
     @classmethod
-    def read(cls, path: Path) -> Plan:
-        """Return the plan that `checkpoint.py` wrote."""
-        content = json.loads(path.read_text())
+    def read(cls, content: dict[str, Any]) -> Plan:
+        """Return a plan that `checkpoint.py` wrote."""
         other = content["other"] and Path(content["other"])
-        return cls(**content | {"folder": Path(content["folder"]), "answer": Path(content["answer"]), "other": other})
+        return cls(**content | {"folder": Path(content["folder"]), "other": other})
 
 
 class TextStage:
@@ -339,8 +340,7 @@ def convert(source: Path, target: Path) -> None:
 
     options = {"num_extract_workers": 2, "num_merge_workers": 2, "keep_temp_folder": False, "strict": True}
     options |= {"inject_missing_state": False}
-    with contextlib.redirect_stdout(sys.stderr):
-        ds_to_universal.main(argparse.Namespace(input_folder=str(source), output_folder=str(target), **options))
+    ds_to_universal.main(argparse.Namespace(input_folder=str(source), output_folder=str(target), **options))
 
 
 def largest(values: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -349,8 +349,8 @@ def largest(values: dict[str, list[float]]) -> dict[str, list[float]]:
     return {name: [max(of) for of in zip(*(one[name] for one in gathered), strict=True)] for name in values}
 
 
-def main(plan: Plan) -> None:
-    """Measure and answer."""
+def carry_out(plan: Plan) -> None:
+    """Measure and answer, on one rank."""
     device = distributed.start(threads=1)
     watchdog = Watchdog(minimum_s=3600, factor=1000, on_hang=lambda hang: print(hang.stack, file=sys.stderr))
     bench = Bench(plan, device, watchdog)
@@ -364,12 +364,17 @@ def main(plan: Plan) -> None:
     answer["load_s"], peaks = bench.loading()
     answer["load_peak"] = largest(peaks)
     if distributed.rank() == 0:
-        plan.answer.write_text(json.dumps(answer))
+        (plan.folder / "answer.json").write_text(json.dumps(answer))
     distributed.end()
     watchdog.stop()
 
 
-if __name__ == "__main__":
+def main(plans: list[Plan]) -> bool:
+    """Carry out one plan after the other; return whether all were."""
     logging.disable(logging.WARNING)
-    main(Plan.read(Path(sys.argv[1])))
-    os._exit(0)  # as slurm/job.py does, for the same reason
+    forked_ranks.preload()
+    return all(forked_ranks.run([plan.world], lambda *_, plan=plan: carry_out(plan)) for plan in plans)
+
+
+if __name__ == "__main__":
+    sys.exit(not main([Plan.read(content) for content in json.loads(Path(sys.argv[1]).read_text())]))
