@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.registry import AttemptRecord, Commit
+from experiments.run import AttemptRecord, Commit
 
 Liveness = Literal["alive", "gone", "unknown"]
 Action = Literal["finished", "attach", "launch", "poisoned", "unknown"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.registry import Run
+from experiments.run import Run
 
 EVENT = "task"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from experiments.registry import Intent, Run
+from experiments.run import Intent, Run
 from experiments.task_facts import TaskFacts, read_facts
 
 

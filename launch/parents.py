@@ -13,7 +13,8 @@ from typing import Any
 from dalle2_video.config_io import to_dict
 from experiments import identity
 from experiments.identity import Parent
-from experiments.registry import Registry, Run
+from experiments.registry import Registry
+from experiments.run import Run
 from launch.stages import STAGES, StageInfo
 
 IMPORT_COMMAND = "import_command"

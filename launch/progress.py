@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.registry import Run
+from experiments.run import Run
 from launch.array_progress import ArrayWatch, note
 from launch.stages import STAGES
 

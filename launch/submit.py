@@ -22,7 +22,8 @@ from rich.markup import escape
 from dalle2_video.data_config import DataConfig
 from experiments import files, identity, reconcile
 from experiments.identity import Parent
-from experiments.registry import Intent, Registry, Run, RunSpec, default_home
+from experiments.registry import Registry, default_home
+from experiments.run import Intent, Run, RunSpec
 from launch import array_progress, estimate, parents
 from launch.arguments import Arguments, parse, to_dict_or_value
 from launch.progress import follow

@@ -19,7 +19,7 @@ from dalle2_video.config_io import from_dict
 from dalle2_video.data_config import DataConfig
 from dalle2_video.task_array import Published, TaskArray
 from experiments import files, identity
-from experiments.registry import Attempt, Run
+from experiments.run import Attempt, Run
 from experiments.task_facts import event_of
 from slurm.attempt import claim, leave_slurm, parents_of, record_failure
 

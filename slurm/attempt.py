@@ -15,7 +15,8 @@ import time
 import traceback
 from typing import Any
 
-from experiments.registry import Attempt, EndKind, Registry, Run, Superseded
+from experiments.registry import Registry
+from experiments.run import Attempt, EndKind, Run, Superseded
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from experiments.registry import Run
+from experiments.run import Run
 from slurm.attempt import SUPERVISOR_VARIABLE
 
 _PR_SET_PDEATHSIG = 1

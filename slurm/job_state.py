@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.reconcile import Liveness
-from experiments.registry import Intent
+from experiments.run import Intent
 from slurm.local import start_ticks
 
 ENDED = frozenset(

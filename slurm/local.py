@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reconcile import FAILURES_TO_POISON, fruitless_failures
-from experiments.registry import Attempt, Run
+from experiments.run import Attempt, Run
 from slurm import logs
 from slurm.attempt import ATTEMPT_VARIABLE, SUPERVISOR_VARIABLE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.registry import AttemptRecord, Run
+from experiments.run import AttemptRecord, Run
 
 LAST_WORDS = 4000
 

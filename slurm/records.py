@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Any, Literal
 
-from experiments.registry import Attempt
+from experiments.run import Attempt
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from experiments import reconcile
 from experiments.reconcile import Decision, Liveness, State
-from experiments.registry import AttemptRecord, Intent, Run
+from experiments.run import AttemptRecord, Intent, Run
 from slurm import job_state
 
 JOBS_A_QUESTION = 500

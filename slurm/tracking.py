@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Literal, Protocol
 
-from experiments.registry import Run
+from experiments.run import Run
 from slurm import logs
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from dalle2_video.training.export import export_digest
 from dalle2_video.training.loop import Trainer
 from dalle2_video.training.watchdog import Hang, Watchdog, summary, suspect
 from experiments import files
-from experiments.registry import Attempt, Run, Superseded
+from experiments.run import Attempt, Run, Superseded
 from slurm import logs, tracking
 from slurm.attempt import claim, leave_slurm, parents_of, record_failure, supervised_attempt, try_end
 from slurm.records import Records

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import files
-from experiments.registry import Run
+from experiments.run import Run
 from slurm.tracking import FINISH_S, REASON
 
 POLL_S = 1.0

@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.registry import Registry, Run
+from experiments.registry import Registry
+from experiments.run import Run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = {

@@ -38,7 +38,8 @@ from dalle2_video.data.legacy_array import LegacyArray
 from dalle2_video.data.tokenizer import from_folder
 from dalle2_video.data_config import DataConfig
 from experiments import files, identity
-from experiments.registry import Attempt, Registry, Run, RunSpec, default_home
+from experiments.registry import Registry, default_home
+from experiments.run import Attempt, Run, RunSpec
 from launch.arguments import load_recipe, override_flags
 from launch.parents import IMPORT_COMMAND
 from launch.submit import MANIFEST

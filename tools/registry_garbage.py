@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import files
-from experiments.registry import Commit, Registry, Run
+from experiments.registry import Registry
+from experiments.run import Commit, Run
 from launch.stages import STAGES
 from slurm import run_state
 from slurm.local import process_record

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments import task_facts
 from experiments.reconcile import State
-from experiments.registry import AttemptRecord, Commit, Run
+from experiments.run import AttemptRecord, Commit, Run
 from launch.array_progress import span
 from slurm.run_state import Standing
 

@@ -27,7 +27,8 @@ if not __package__:  # run as a script, whose own folder comes first
 from rich.console import Console
 from rich.markup import escape
 
-from experiments.registry import Registry, Run, default_home
+from experiments.registry import Registry, default_home
+from experiments.run import Run
 from slurm import job_state, run_state
 from tools import runs_compare, runs_gc, runs_lineage, runs_list, runs_logs, runs_show
 from tools.run_story import story

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from experiments.files import write_atomic
 from experiments.identity import differences
-from experiments.registry import Run
+from experiments.run import Run
 from slurm import run_state
 from tools.runs_curves import COLOURS, Curve, sparklines, svg
 from tools.runs_show import figure

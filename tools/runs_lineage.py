@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from experiments.identity import Parent
-from experiments.registry import Registry, Run
+from experiments.registry import Registry
+from experiments.run import Run
 from launch.stages import STAGES
 from slurm import run_state
 from slurm.run_state import Standing

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.style import Style
 
 from experiments.reconcile import FREE_ENDS, State, newest_of_groups
-from experiments.registry import AttemptRecord, Registry, Run
+from experiments.registry import Registry
+from experiments.run import AttemptRecord, Run
 from launch.array_progress import span
 from launch.progress import STARTING, status
 from launch.stages import STAGES

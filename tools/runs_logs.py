@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.registry import Run
+from experiments.run import Run
 from slurm import logs, run_state
 
 FOLLOW_POLL_S = 0.25

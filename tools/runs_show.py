@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.registry import Run
+from experiments.run import Run
 from launch.array_progress import ArrayWatch, span
 from launch.stages import STAGES
 from slurm import run_state

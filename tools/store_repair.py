@@ -17,7 +17,8 @@ from dalle2_video.data.celebv_text import fingerprint, scan
 from dalle2_video.data.verification_tables import Damage
 from dalle2_video.data_config import DataConfig
 from experiments import files
-from experiments.registry import HOME_VARIABLE, Registry, Run, default_home
+from experiments.registry import HOME_VARIABLE, Registry, default_home
+from experiments.run import Run
 from launch.arguments import load_recipe, override_flags
 from launch.parents import needed_parts
 from launch.stages import STAGES

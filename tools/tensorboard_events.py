@@ -24,7 +24,8 @@ import numpy as np
 from rich.progress import track
 
 from experiments.files import write_atomic
-from experiments.registry import Registry, Run, default_home
+from experiments.registry import Registry, default_home
+from experiments.run import Run
 
 USER_ERROR = 2
 FILE_NAME = "events.out.tfevents.0000000000.metrics"

@@ -48,7 +48,8 @@ from dalle2_video.data.verification_tables import (
 )
 from dalle2_video.data_config import DataConfig
 from experiments import identity
-from experiments.registry import Registry, Run, default_home
+from experiments.registry import Registry, default_home
+from experiments.run import Run
 from tools.store_repair import children_of, finished_embeddings, repair, task_file
 
 DAMAGED = 1

@@ -25,7 +25,8 @@ if not __package__:  # run as a script, whose own folder comes first
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.registry import Registry, Run, default_home
+from experiments.registry import Registry, default_home
+from experiments.run import Run
 from slurm import run_state, tracking
 from slurm.wandb_mirror import Mirror, NewRecords, in_short
 

@@ -15,7 +15,7 @@ from PIL import Image
 from dalle2_video.data.store import Store
 from dalle2_video.generation.pipeline import Request, VideoPipeline
 from dalle2_video.generation.video_file import read_mp4
-from experiments.registry import Run
+from experiments.run import Run
 
 PROMPTS = ["a red circle moves left", "a blue square moves up"]
 

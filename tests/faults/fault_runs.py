@@ -11,7 +11,7 @@ from typing import Any
 from launching import REPOSITORY, Chain
 
 from dalle2_video.training.window import MACHINE_METRICS
-from experiments.registry import Run
+from experiments.run import Run
 
 INJECTED = Path(__file__).parent / "injected"
 STEPS = ["--prior.optim.steps", "40", "--checkpoint-every", "5", "--validate-every", "20"]

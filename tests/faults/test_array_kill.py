@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launching import REPOSITORY, Chain, ranks_of
 
-from experiments.registry import Run
+from experiments.run import Run
 
 SMALL_SHARDS = ["--data.clips-per-shard", "1", "--tasks", "2"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from launching import Chain
 
-from experiments.registry import Run
+from experiments.run import Run
 from tools.bench import chaos
 from tools.bench.chaos_home import training_command
 from tools.bench.chaos_ledger import Account, Ledger

@@ -12,7 +12,7 @@ import pytest
 from fault_runs import STEPS, assert_same_training, end_of, environment, with_parents
 from launching import REPOSITORY, Chain
 
-from experiments.registry import Run
+from experiments.run import Run
 
 KEPT = ["--keep-every", "25"]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")

@@ -14,7 +14,7 @@ from launching import REPOSITORY, Chain, ranks_of
 
 from dalle2_video.training.window import MACHINE_METRICS
 from experiments import files
-from experiments.registry import Run
+from experiments.run import Run
 
 STEPS = {
     "prior": ["--prior.optim.steps", "40", "--checkpoint-every", "5", "--validate-every", "20"],

@@ -11,7 +11,7 @@ import pytest
 from fault_runs import end_of, train, with_parents
 from launching import REPOSITORY, Chain, ranks_of
 
-from experiments.registry import Run
+from experiments.run import Run
 from slurm import run_state
 
 FAULTS = {

@@ -38,7 +38,8 @@ from dalle2_video.data.video import BadClip, ClipFacts
 from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 from dalle2_video.task_array import OnProgress, Published
 from experiments import files
-from experiments.registry import Registry, Run, RunSpec
+from experiments.registry import Registry
+from experiments.run import Run, RunSpec
 from slurm.array_job import Worker
 from tools import verify_store
 

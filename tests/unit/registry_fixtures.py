@@ -12,7 +12,8 @@ from typing import Any
 from dalle2_video.config import Recipe
 from experiments import files, identity
 from experiments.reconcile import FREE_ENDS
-from experiments.registry import AttemptRecord, Registry, Run, RunSpec
+from experiments.registry import Registry
+from experiments.run import AttemptRecord, Run, RunSpec
 from launch.arguments import load_recipe, to_dict_or_value
 from launch.stages import STAGES
 

@@ -17,7 +17,8 @@ from registry_fixtures import make_spec
 from submitit.core.utils import DelayedSubmission
 
 from dalle2_video.config_io import to_dict
-from experiments.registry import HOME_VARIABLE, Registry, Run
+from experiments.registry import HOME_VARIABLE, Registry
+from experiments.run import Run
 from launch import progress, submit
 from launch.arguments import load_recipe
 from launch.array_progress import ArrayWatch

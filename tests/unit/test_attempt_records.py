@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from registry_fixtures import make_spec
 
-from experiments.registry import Attempt, Registry, read_jsonl
+from experiments.registry import Registry
+from experiments.run import Attempt, read_jsonl
 from slurm import records
 from slurm.records import Records
 from slurm.tracking import NoTracker

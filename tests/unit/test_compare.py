@@ -10,7 +10,8 @@ import pytest
 from registry_fixtures import make_spec
 
 from experiments.identity import Parent
-from experiments.registry import HOME_VARIABLE, Registry, Run
+from experiments.registry import HOME_VARIABLE, Registry
+from experiments.run import Run
 from tools import runs
 from tools.runs_curves import BLOCKS, HEIGHT, WIDTH, Curve, sparklines, svg
 

@@ -21,7 +21,8 @@ import pytest
 from registry_fixtures import make_spec
 
 from experiments import files
-from experiments.registry import Registry, Run
+from experiments.registry import Registry
+from experiments.run import Run
 from tools import registry_garbage
 
 GONE = {"executor": "local", "host": socket.gethostname(), "pid": 2**22 + 1, "start_ticks": 1}

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from registry_fixtures import make_run, make_spec
 
 from experiments import files
-from experiments.registry import HOME_VARIABLE, Registry, Run
+from experiments.registry import HOME_VARIABLE, Registry
+from experiments.run import Run
 from launch.arguments import load_recipe
 from slurm.local import process_record
 from tools import registry_garbage, runs

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from experiments.registry import Intent
+from experiments.run import Intent
 from slurm import job_state
 from slurm.local import process_record, start_ticks
 

@@ -25,7 +25,8 @@ from dalle2_video.data.legacy_array import LegacyArray
 from dalle2_video.data.store import Store
 from dalle2_video.data.tokenizer import from_folder
 from dalle2_video.data_config import DataConfig
-from experiments.registry import HOME_VARIABLE, Registry, Run
+from experiments.registry import HOME_VARIABLE, Registry
+from experiments.run import Run
 from launch.parents import resolve
 from launch.stages import STAGES
 from slurm import run_state

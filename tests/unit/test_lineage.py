@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from registry_fixtures import make_run
 
-from experiments.registry import HOME_VARIABLE, Registry, Run
+from experiments.registry import HOME_VARIABLE, Registry
+from experiments.run import Run
 from launch.arguments import load_recipe
 from tools import runs
 

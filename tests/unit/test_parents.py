@@ -10,7 +10,8 @@ import pytest
 from registry_fixtures import changed, make_run
 
 from dalle2_video.config import Recipe
-from experiments.registry import Registry, Run
+from experiments.registry import Registry
+from experiments.run import Run
 from launch.arguments import load_recipe
 from launch.parents import needed_parts, resolve
 from launch.stages import STAGES

@@ -8,7 +8,7 @@ import pytest
 from registry_fixtures import attempt
 
 from experiments.reconcile import Decision, at_work, decide, fruitless_failures, poison, state
-from experiments.registry import AttemptRecord, Commit
+from experiments.run import AttemptRecord, Commit
 
 ERROR = "error"
 

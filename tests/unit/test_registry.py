@@ -18,7 +18,8 @@ import pytest
 from registry_fixtures import make_run, make_spec
 
 from experiments.identity import Parent, run_id
-from experiments.registry import HOME_VARIABLE, Registry, Run, RunSpec, Superseded, default_home, read_jsonl
+from experiments.registry import HOME_VARIABLE, Registry, default_home
+from experiments.run import Run, RunSpec, Superseded, read_jsonl
 from launch import submit
 from launch.arguments import load_recipe
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from registry_fixtures import generate, make_spec
 
-from experiments.registry import HOME_VARIABLE, Registry, Run
+from experiments.registry import HOME_VARIABLE, Registry
+from experiments.run import Run
 from slurm import run_state
 from slurm.local import process_record
 from tools import runs, runs_list

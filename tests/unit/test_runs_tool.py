@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from registry_fixtures import make_run, make_spec
 
-from experiments.registry import HOME_VARIABLE, Registry, Run
+from experiments.registry import HOME_VARIABLE, Registry
+from experiments.run import Run
 from launch.arguments import load_recipe
 from slurm import logs, run_state
 from slurm.local import process_record

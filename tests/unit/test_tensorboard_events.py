@@ -11,7 +11,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from registry_fixtures import make_spec
 
-from experiments.registry import HOME_VARIABLE, Registry, Run
+from experiments.registry import HOME_VARIABLE, Registry
+from experiments.run import Run
 from tools import tensorboard_events
 
 FIELD = descriptor_pb2.FieldDescriptorProto

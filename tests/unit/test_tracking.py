@@ -15,7 +15,8 @@ import pytest
 from registry_fixtures import make_spec
 from wandb_server import Server, serving
 
-from experiments.registry import Attempt, Registry, Run
+from experiments.registry import Registry
+from experiments.run import Attempt, Run
 from slurm import tracking
 from slurm.wandb_mirror import NewRecords
 
@@ -156,7 +157,7 @@ def test_a_mirror_that_cannot_be_started_is_said_once(run: Run) -> None:
 
 def test_the_mirror_of_a_killed_training_sends_the_rest_and_goes(run: Run, server: Server) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from experiments.registry import Run; from slurm import tracking\n"
+        "import sys, time; from pathlib import Path; from experiments.run import Run; from slurm import tracking\n"
         "run = Run(Path(sys.argv[1])); number = run.claim_attempt({'intent': 1, 'group': 0}).number\n"
         "tracker = tracking.start(run, number, mode='online', project='faces', entity=None)\n"
         "print(tracker._process.pid, flush=True); time.sleep(600)"
@@ -190,7 +191,7 @@ def test_the_mirror_of_a_superseded_attempt_leaves_the_run_to_the_next(run: Run,
 
 def test_a_run_that_is_not_mirrored_starts_no_process_and_loads_no_wandb(run: Run) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from experiments.registry import Run; from slurm import tracking\n"
+        "import os, sys; from pathlib import Path; from experiments.run import Run; from slurm import tracking\n"
         "tracker = tracking.start(Run(Path(sys.argv[1])), 1, mode='disabled', project='faces', entity=None)\n"
         "assert tracker.trouble() is None and tracker.finish() is None and 'wandb' not in sys.modules\n"
         "try: os.waitpid(-1, os.WNOHANG)\n"

@@ -26,7 +26,8 @@ from dalle2_video.data.store import Store
 from dalle2_video.data_config import WindowConfig
 from dalle2_video.digests import file_digest
 from experiments import files, identity
-from experiments.registry import HOME_VARIABLE, Registry, Run, RunSpec
+from experiments.registry import HOME_VARIABLE, Registry
+from experiments.run import Run, RunSpec
 from slurm.attempt import parents_of
 from tools import verify_store
 

@@ -13,7 +13,8 @@ import pytest
 from registry_fixtures import make_spec
 from wandb_server import Server, serving
 
-from experiments.registry import HOME_VARIABLE, Registry, Run
+from experiments.registry import HOME_VARIABLE, Registry
+from experiments.run import Run
 from slurm import tracking
 from slurm.local import process_record
 from tools import wandb_sync

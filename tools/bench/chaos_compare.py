@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import files
-from experiments.registry import Registry, Run
+from experiments.registry import Registry
+from experiments.run import Run
 from tools.bench.chaos_home import REPOSITORY, fresh_home
 from tools.bench.chaos_run import Pace
 

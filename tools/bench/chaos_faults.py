@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from experiments.registry import Commit
+from experiments.run import Commit
 from tools.bench.chaos_home import Filler
 from tools.bench.chaos_run import Disturbed
 

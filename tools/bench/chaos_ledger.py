@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.registry import Commit, Run, read_jsonl
+from experiments.run import Commit, Run, read_jsonl
 
 KEPT = 2
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.registry import Registry, Run
+from experiments.registry import Registry
+from experiments.run import Run
 from slurm import run_state
 from slurm.attempt import ATTEMPT_VARIABLE
 from tools.bench import chaos_traps
