@@ -7,17 +7,14 @@ and has one writer; rows without a window hold NaN, which a reader refuses to re
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
 
-from dalle2_video.data.shard_layout import ShardLayout
 from dalle2_video.data.shard_reader import ShardReader
-from dalle2_video.data.shard_writer import ShardWriter
-from dalle2_video.data.store import Published, Store, create_sharded, published_from
+from dalle2_video.data.store import Store
 from dalle2_video.data_config import WindowConfig
 
 
@@ -71,45 +68,6 @@ def spec_for(store: Store, run_id: str, window: WindowConfig, hop: int, dim: int
     )
 
 
-def _create_array(staging: Path, spec: EmbeddingSpec) -> ShardLayout:
-    return create_sharded(
-        staging / spec.name,
-        (spec.num_clips, spec.max_windows, spec.dim),
-        "float32",
-        items_per_shard=spec.clips_per_shard,
-        chunk_frames=spec.max_windows,
-        compressed=False,
-        fill_value=float("nan"),
-        attributes=asdict(spec),
-    )
-
-
-def create(staging: Path, spec: EmbeddingSpec) -> Published:
-    """Write the array's metadata; returns what to publish."""
-    zarr.create_group(str(staging / "embeddings" / spec.run_id))
-    _create_array(staging, spec)
-    return [item for item in published_from(staging) if item[1] != "zarr.json"]
-
-
-def write_shard(
-    staging: Path, spec: EmbeddingSpec, shard: int, values: list[np.ndarray]
-) -> tuple[Published, dict[str, Any]]:
-    """Write the embeddings of the shard's clips; return the one file to publish, and its sha256 and bytes.
-
-    values: for each clip of the shard, bad ones included, (windows of that clip, dim) float32. Each shard has its file,
-    also where all its clips are bad.
-    """
-    first = shard * spec.clips_per_shard
-    expected = min(spec.clips_per_shard, spec.num_clips - first)
-    assert len(values) == expected, f"shard {shard} has {expected} clips, got {len(values)}"
-    with ShardWriter(_create_array(staging, spec), shard) as writer:
-        for row, vectors in enumerate(values):
-            assert np.isfinite(vectors).all(), f"embedding of clip {first + row} is not finite"
-            writer.write(row, vectors)
-        facts = writer.finish()
-    return [(writer.path, writer.path.relative_to(staging).as_posix())], facts
-
-
 class Embeddings:
     """Reader of one run's embeddings; `spec` says which windows they are of."""
 
@@ -119,8 +77,7 @@ class Embeddings:
         if not (path / "zarr.json").is_file():
             raise ValueError(f"no embeddings of CLIP run {run_id} in {store_path}; run python launch/embed.py")
         self._reader = ShardReader(path)
-        attributes: dict[str, Any] = dict(zarr.open_array(str(path), mode="r").attrs)
-        self.spec = EmbeddingSpec(**attributes)
+        self.spec = EmbeddingSpec(**json.loads((path / "zarr.json").read_text())["attributes"])
         present = {file.name for file in path.iterdir()}
         missing = [i for i in range(self.spec.num_shards) if self._reader.shard_path(i).name not in present]
         if missing:

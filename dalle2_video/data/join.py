@@ -19,18 +19,8 @@ from dalle2_video.data.celebv_text import Caption, ClipFile, identity_of, is_val
 from dalle2_video.data.preprocess import ClipRecord, num_tasks
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.statistics import checksum, statistics
-from dalle2_video.data.store import (
-    BAD_CLIPS_FILE,
-    PAGE_FILE,
-    SHARDS_FILE,
-    STATISTICS_FILE,
-    TOKENIZER_FILE,
-    Published,
-    frames_name,
-    published_from,
-    write_array,
-    write_texts,
-)
+from dalle2_video.data.store import BAD_CLIPS_FILE, PAGE_FILE, SHARDS_FILE, STATISTICS_FILE, TOKENIZER_FILE, frames_name
+from dalle2_video.data.store_arrays import Published, published_from, write_array, write_texts
 from dalle2_video.data.store_page import contact_sheet, example_size, page
 from dalle2_video.data.tokenizer import from_folder, train_bpe
 from dalle2_video.data_config import CAPTION_KINDS, DataConfig

@@ -21,7 +21,7 @@ import zarr
 from dalle2_video.data.celebv_text import Caption, ClipFile, fingerprint, read_captions, text_folders
 from dalle2_video.data.decode_process import DecodeProcess
 from dalle2_video.data.shard_writer import ShardWriter
-from dalle2_video.data.store import Published, create_frames, group_attributes, published_from
+from dalle2_video.data.store_arrays import Published, create_frames, group_attributes, published_from
 from dalle2_video.data.tokenizer import from_folder
 from dalle2_video.data.video import BadClip, ClipFacts
 from dalle2_video.data_config import DataConfig

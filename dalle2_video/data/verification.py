@@ -24,17 +24,8 @@ import zarr
 from dalle2_video.config_io import from_dict
 from dalle2_video.data.celebv_text import identity_of, is_validation
 from dalle2_video.data.statistics import checksum
-from dalle2_video.data.store import (
-    BAD_CLIPS_FILE,
-    PAGE_FILE,
-    SHARDS_FILE,
-    STATISTICS_FILE,
-    TOKENIZER_FILE,
-    create_frames,
-    frames_name,
-    group_attributes,
-    write_array,
-)
+from dalle2_video.data.store import BAD_CLIPS_FILE, PAGE_FILE, SHARDS_FILE, STATISTICS_FILE, TOKENIZER_FILE, frames_name
+from dalle2_video.data.store_arrays import create_frames, group_attributes, write_array
 from dalle2_video.data.store_page import is_sound
 from dalle2_video.data.tokenizer import Tokenizer, from_folder, train_bpe
 from dalle2_video.data.verification_shards import check_frames_shard

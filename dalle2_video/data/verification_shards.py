@@ -13,7 +13,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from dalle2_video.data import embeddings
+from dalle2_video.data import embedding_shards
 from dalle2_video.data.embeddings import EmbeddingSpec, window_starts
 from dalle2_video.data.shard_layout import EMPTY, ShardLayout
 from dalle2_video.data.shard_reader import ShardReader
@@ -153,7 +153,7 @@ def check_embeddings(subject: Subject, name: str) -> tuple[Findings, EmbeddingSp
         if there != wanted:
             raise ValueError(f"run, clips, clips a shard and windows are {there}, wanted {wanted}")
         with tempfile.TemporaryDirectory() as folder:
-            embeddings.create(Path(folder), spec)
+            embedding_shards.create(Path(folder), spec)
             check_metadata(found, file, metadata_of(Path(folder) / spec.name), "prepare", name)
             group = Path(folder) / "embeddings" / name
             check_metadata(found, file.parents[1] / "zarr.json", metadata_of(group), "prepare", name)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dalle2_video.data import embeddings
+from dalle2_video.data import embedding_shards, embeddings
 from dalle2_video.data.batches import read_window, to_float
 from dalle2_video.data.embeddings import window_starts
 from dalle2_video.data.store import Store
@@ -38,7 +38,7 @@ class EmbedArray:
 
     def prepare(self, staging: Path) -> Published:
         """Write the array's metadata."""
-        return embeddings.create(staging, self.spec)
+        return embedding_shards.create(staging, self.spec)
 
     def run_task(self, task: int, staging: Path, on_progress: OnProgress) -> tuple[Published, dict[str, Any]]:
         """Embed the windows of one shard's clips; bad clips have none."""
@@ -53,7 +53,7 @@ class EmbedArray:
                 read_window(self.reader, clip, start, num_frames, self.window.stride, window)
             values.append(self._embed(windows))
             on_progress(done / len(clips))
-        published, facts = embeddings.write_shard(staging, self.spec, task, values)
+        published, facts = embedding_shards.write_shard(staging, self.spec, task, values)
         return published, {"clips": len(clips), "windows": sum(map(len, values)), "sha256": facts["sha256"]}
 
     def _embed(self, windows: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.shard_writer import ShardWriter
-from dalle2_video.data.store import create_sharded
+from dalle2_video.data.store_arrays import create_sharded
 
 
 @settings(max_examples=40, deadline=None)

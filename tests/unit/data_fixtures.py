@@ -10,7 +10,7 @@ import numpy as np
 
 from dalle2_video.data import celebv_text, join, preprocess
 from dalle2_video.data.decode_process import DecodeProcess
-from dalle2_video.data.store import Published
+from dalle2_video.data.store_arrays import Published
 from dalle2_video.data_config import DataConfig
 
 CLIP_IDS = [

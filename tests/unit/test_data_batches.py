@@ -12,7 +12,7 @@ import pytest
 import torch
 from data_fixtures import build_store, publish, write_dataset, write_mp4
 
-from dalle2_video.data import embeddings
+from dalle2_video.data import embedding_shards
 from dalle2_video.data.batches import WindowDataset, to_float
 from dalle2_video.data.embeddings import spec_for, window_starts
 from dalle2_video.data.store import Store
@@ -25,7 +25,7 @@ def embed(path: Path, folder: Path, *, span: int, hop: int) -> None:
     """Give the store embeddings "clip-1" of windows of `span` frames: [row, start] of each."""
     store = Store(path)
     spec = spec_for(store, "clip-1", WindowConfig(size=16, num_frames=span), hop=hop, dim=2)
-    publish(embeddings.create(folder / "create", spec), path)
+    publish(embedding_shards.create(folder / "create", spec), path)
     for shard in range(spec.num_shards):
         rows = range(shard * spec.clips_per_shard, min((shard + 1) * spec.clips_per_shard, store.num_clips))
         starts = [window_starts(int(store.num_frames[row]), span, hop) for row in rows]
@@ -33,7 +33,7 @@ def embed(path: Path, folder: Path, *, span: int, hop: int) -> None:
             np.array([(row, start) for start in of_row], np.float32).reshape(-1, 2)
             for row, of_row in zip(rows, starts, strict=True)
         ]
-        publish(embeddings.write_shard(folder / f"task{shard}", spec, shard, values)[0], path)
+        publish(embedding_shards.write_shard(folder / f"task{shard}", spec, shard, values)[0], path)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import zarr
 from data_fixtures import publish
 
-from dalle2_video.data import embeddings
+from dalle2_video.data import embedding_shards, embeddings
 from dalle2_video.data.embeddings import Embeddings, EmbeddingSpec, window_starts
 from dalle2_video.data.store import Store
 from dalle2_video.data_config import WindowConfig
@@ -44,9 +44,9 @@ def test_window_starts_lie_on_the_grid_and_fit() -> None:
 
 def test_every_window_s_embedding_is_read_back(store_copy: Path, spec: EmbeddingSpec, tmp_path: Path) -> None:
     store = Store(store_copy)
-    publish(embeddings.create(tmp_path / "create", spec), store_copy)
+    publish(embedding_shards.create(tmp_path / "create", spec), store_copy)
     for shard in range(spec.num_shards):
-        items, _ = embeddings.write_shard(tmp_path / f"task{shard}", spec, shard, vectors_of(store, spec, shard))
+        items, _ = embedding_shards.write_shard(tmp_path / f"task{shard}", spec, shard, vectors_of(store, spec, shard))
         assert [relative for _, relative in items] == [f"embeddings/clip-1/video/c.{shard}.0.0"]
         publish(items, store_copy)
     reader = Embeddings(store_copy, "clip-1")
@@ -67,7 +67,9 @@ def test_every_window_s_embedding_is_read_back(store_copy: Path, spec: Embedding
 
 
 def test_a_shard_of_bad_clips_has_its_file(spec: EmbeddingSpec, tmp_path: Path) -> None:
-    items, facts = embeddings.write_shard(tmp_path, spec, 0, [np.empty((0, 5), np.float32)] * spec.clips_per_shard)
+    items, facts = embedding_shards.write_shard(
+        tmp_path, spec, 0, [np.empty((0, 5), np.float32)] * spec.clips_per_shard
+    )
     assert facts == {"sha256": file_digest(items[0][0]), "bytes": items[0][0].stat().st_size}
     written = zarr.open_array(str(tmp_path / spec.name), mode="r")
     assert np.isnan(written[: spec.clips_per_shard]).all()
@@ -78,7 +80,9 @@ def test_missing_and_unfinished_embeddings_name_the_command(
 ) -> None:
     with pytest.raises(ValueError, match=r"no embeddings of CLIP run clip-1.*launch/embed\.py"):
         Embeddings(store_copy, "clip-1")
-    publish(embeddings.create(tmp_path / "create", spec), store_copy)
-    publish(embeddings.write_shard(tmp_path / "t", spec, 0, vectors_of(Store(store_copy), spec, 0))[0], store_copy)
+    publish(embedding_shards.create(tmp_path / "create", spec), store_copy)
+    publish(
+        embedding_shards.write_shard(tmp_path / "t", spec, 0, vectors_of(Store(store_copy), spec, 0))[0], store_copy
+    )
     with pytest.raises(ValueError, match=r"lack 3 of 4 shards \(first: 1\).*launch/embed\.py"):
         Embeddings(store_copy, "clip-1")

@@ -14,7 +14,7 @@ from zarr.codecs import BloscCodec
 from dalle2_video.data.shard_layout import ShardLayout
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.shard_writer import ShardWriter
-from dalle2_video.data.store import create_sharded
+from dalle2_video.data.store_arrays import create_sharded
 
 SHAPE = (7, 10, 4, 3)
 

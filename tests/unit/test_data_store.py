@@ -14,7 +14,8 @@ from dalle2_video.data.archives import Source
 from dalle2_video.data.decode_process import DecodeProcess
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.shard_writer import ShardWriter
-from dalle2_video.data.store import Store, create_frames
+from dalle2_video.data.store import Store
+from dalle2_video.data.store_arrays import create_frames
 from dalle2_video.data_config import DataConfig
 
 

@@ -207,6 +207,13 @@ def test_what_starts_on_a_login_node_does_not_load_torch(module: str) -> None:
     assert answer.stdout.strip() == "[]"
 
 
+def test_a_training_loads_nothing_that_no_step_needs() -> None:
+    needless = {"zarr", "av", "submitit", "wandb", "transformers", "sklearn", "jinja2", "PIL", "h5py", "tyro", "rich"}
+    code = f"import slurm.training_job, sys; print({needless!r} & {{name.split('.')[0] for name in sys.modules}})"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert answer.stdout.strip().splitlines()[-1] == "set()"
+
+
 @pytest.mark.parametrize("script", [*sorted((REPOSITORY / "launch").glob("*.py")), REPOSITORY / "tools/runs.py"])
 def test_a_script_makes_the_repository_the_first_place_to_look_before_it_imports_from_it(script: Path) -> None:
     tree = TREES[module_name(script)]

@@ -19,7 +19,7 @@ import pytest
 import zarr
 from data_fixtures import publish
 
-from dalle2_video.data import embeddings
+from dalle2_video.data import embedding_shards, embeddings
 from dalle2_video.data.shard_layout import ShardLayout
 from dalle2_video.data.shard_writer import ShardWriter
 from dalle2_video.data.store import Store
@@ -364,12 +364,12 @@ def embedded(run: Run) -> Run:
     of_run = RunSpec(stage="embed", recipe="tiny", id="abcdefabcd", config={}, source=None, parents=parents)
     made = Registry(run.folder.parents[2]).create(of_run)
     staging = run.folder / ".staging"
-    publish(embeddings.create(staging / "create", spec), store_path)
+    publish(embedding_shards.create(staging / "create", spec), store_path)
     for shard in range(spec.num_shards):
         rows = range(shard * 3, min(shard * 3 + 3, store.num_clips))
         starts = [embeddings.window_starts(int(store.num_frames[row]), spec.span, spec.hop) for row in rows]
         values = [np.full((len(of_row), 5), row, np.float32) for row, of_row in zip(rows, starts, strict=True)]
-        items, _ = embeddings.write_shard(staging / str(shard), spec, shard, values)
+        items, _ = embedding_shards.write_shard(staging / str(shard), spec, shard, values)
         made.finish_task(shard, {"sha256": file_digest(items[0][0])})
         publish(items, store_path)
     shutil.rmtree(staging)

@@ -14,14 +14,8 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from dalle2_video.data.store import (
-    BAD_CLIPS_FILE,
-    STATISTICS_FILE,
-    TOKENIZER_FILE,
-    create_frames,
-    create_table,
-    group_attributes,
-)
+from dalle2_video.data.store import BAD_CLIPS_FILE, STATISTICS_FILE, TOKENIZER_FILE
+from dalle2_video.data.store_arrays import create_frames, create_table, group_attributes
 from dalle2_video.data.tokenizer import train_bpe
 from dalle2_video.data_config import DataConfig
 

@@ -22,15 +22,8 @@ from dalle2_video.data import join, preprocess
 from dalle2_video.data.archives import Source
 from dalle2_video.data.celebv_text import Caption, ClipFile
 from dalle2_video.data.preprocess import ClipContent
-from dalle2_video.data.store import (
-    BAD_CLIPS_FILE,
-    STATISTICS_FILE,
-    TOKENIZER_FILE,
-    Store,
-    frames_name,
-    write_array,
-    write_texts,
-)
+from dalle2_video.data.store import BAD_CLIPS_FILE, STATISTICS_FILE, TOKENIZER_FILE, Store, frames_name
+from dalle2_video.data.store_arrays import write_array, write_texts
 from dalle2_video.data.video import ClipFacts, decode_to_arrays
 from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 from tools.bench.peer_work import CLIP_MEAN, CLIP_STD
