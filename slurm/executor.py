@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -30,7 +29,7 @@ class Placement:
     """Where a job runs. Never part of a run's identity."""
 
     cluster: Literal["auto", "slurm", "local"] = "auto"
-    """Executor; auto takes Slurm where `sbatch` is found and this machine otherwise."""
+    """Executor; auto takes Slurm where `sbatch` is found and a cluster is configured, and this machine otherwise."""
     nodes: int = 1
     """Nodes of a training job; 1 or more."""
     ranks_per_node: int = 1
@@ -57,7 +56,8 @@ class Placement:
             if getattr(self, name) < value:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be {value} or more")
         if self.resolved_cluster() == "local" and self.nodes > 1:
-            raise ValueError(f"--nodes {self.nodes} needs Slurm, and `sbatch` is not found; use --nodes 1")
+            lacking = "this is --cluster local" if self.cluster == "local" else job_state.no_slurm()
+            raise ValueError(f"--nodes {self.nodes} needs Slurm, and {lacking}; use --nodes 1")
 
     @property
     def world_size(self) -> int:
@@ -68,7 +68,7 @@ class Placement:
         """Executor that `auto` stands for on this machine."""
         if self.cluster != "auto":
             return self.cluster
-        return "slurm" if shutil.which("sbatch") else "local"
+        return "local" if job_state.no_slurm() else "slurm"
 
 
 def _slurm_executor(folder: Path, name: str, placement: Placement, *, training: bool) -> submitit.AutoExecutor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.reconcile import Liveness
@@ -16,8 +19,24 @@ ENDED = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
 )
 """States of a job that Slurm does nothing for any more."""
+CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
+"""Where Slurm's commands look for a cluster unless SLURM_CONF names a file; the second is that of a node that fetches
+its configuration."""
 _QUERY_TIMEOUT_S = 30
 _DEFAULT_MAX_ARRAY_SIZE = 1001
+
+
+def no_slurm() -> str:
+    """Return why there is no Slurm to submit to; "" where there is. Its packages alone make no cluster."""
+    if shutil.which("sbatch") is None:
+        return "`sbatch` is not found"
+    named = os.environ.get("SLURM_CONF")
+    if any(Path(place).is_file() for place in ([named] if named else CONFIGURATIONS)):
+        return ""
+    if named:
+        return f"SLURM_CONF={named} is not a file"
+    # A cluster may also be found by a DNS record; asking takes milliseconds where there is none.
+    return "" if ask(["scontrol", "ping"]) else "`sbatch` is there without a cluster's configuration"
 
 
 def of_intent(intent: Intent) -> Liveness:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from dalle2_video.training.window import MACHINE_METRICS
 from experiments.registry import Registry
 from experiments.run import Run
 
@@ -79,3 +81,27 @@ def ranks_of(run: Run) -> list[int]:
             if b"slurm.job" in arguments and str(run.folder).encode() in arguments:
                 found.append(int(process.name))
     return found
+
+
+def with_parents(chain: Chain, home: Path) -> Chain:
+    """A second home with the same finished parents and no prior."""
+    (home / "runs").mkdir(parents=True)
+    for stage in ("preprocess", "clip", "embed"):
+        (home / "runs" / stage).symlink_to(chain.home / "runs" / stage)
+    return Chain(home=home, data=chain.data)
+
+
+def learnt(run: Run) -> list[dict[str, Any]]:
+    """Metrics without what tells of the machine."""
+    left_out = MACHINE_METRICS | {"time"}
+    return [{name: value for name, value in record.items() if name not in left_out} for record in run.metrics()]
+
+
+def assert_same_training(run: Run, undisturbed: Run) -> None:
+    record, expected = run.done(), undisturbed.done()
+    assert record is not None and expected is not None
+    assert record["digest"] == expected["digest"], "EMA weights differ"
+    newest, reference = run.commits()[-1].path, undisturbed.commits()[-1].path
+    for shard in sorted(reference.glob("*.safetensors")):
+        assert (newest / shard.name).read_bytes() == shard.read_bytes(), f"masters or moments differ: {shard.name}"
+    assert learnt(run) == learnt(undisturbed)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from slurm import job_state
 from tools.doctor_finding import Finding, ok, problem, warning
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -155,8 +156,8 @@ def shared_memory() -> Finding:
 
 def slurm() -> Iterator[Finding]:
     """Check what of Slurm a run relies on."""
-    if shutil.which("sbatch") is None:
-        yield ok("Slurm", "not here: runs are started on this machine")
+    if lacking := job_state.no_slurm():
+        yield ok("Slurm", f"not here ({lacking}): runs are started on this machine")
         return
     version = (_ask(["sbatch", "--version"]) or "of unknown version").strip()
     config = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", _ask(["scontrol", "show", "config"]) or "", re.MULTILINE))

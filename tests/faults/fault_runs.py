@@ -10,20 +10,11 @@ from typing import Any
 
 from launching import REPOSITORY, Chain
 
-from dalle2_video.training.window import MACHINE_METRICS
 from experiments.run import Run
 
 INJECTED = Path(__file__).parent / "injected"
 STEPS = ["--prior.optim.steps", "40", "--checkpoint-every", "5", "--validate-every", "20"]
 """As in test_kill_and_resume.py, so that both need one undisturbed run."""
-
-
-def with_parents(chain: Chain, home: Path) -> Chain:
-    """A second home with the same finished parents and no prior."""
-    (home / "runs").mkdir(parents=True)
-    for stage in ("preprocess", "clip", "embed"):
-        (home / "runs" / stage).symlink_to(chain.home / "runs" / stage)
-    return Chain(home=home, data=chain.data)
 
 
 def environment(chain: Chain, faults: dict[int, dict[str, Any]], **more: str) -> dict[str, str]:
@@ -48,19 +39,3 @@ def end_of(run: Run, attempt: int) -> dict[str, Any]:
     end = run.attempt(attempt).end
     assert end is not None, f"attempt {attempt} ended without a word"
     return end
-
-
-def learnt(run: Run) -> list[dict[str, Any]]:
-    """Metrics without what tells of the machine."""
-    left_out = MACHINE_METRICS | {"time"}
-    return [{name: value for name, value in record.items() if name not in left_out} for record in run.metrics()]
-
-
-def assert_same_training(run: Run, undisturbed: Run) -> None:
-    record, expected = run.done(), undisturbed.done()
-    assert record is not None and expected is not None
-    assert record["digest"] == expected["digest"], "EMA weights differ"
-    newest, reference = run.commits()[-1].path, undisturbed.commits()[-1].path
-    for shard in sorted(reference.glob("*.safetensors")):
-        assert (newest / shard.name).read_bytes() == shard.read_bytes(), f"masters or moments differ: {shard.name}"
-    assert learnt(run) == learnt(undisturbed)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fault_runs import STEPS, assert_same_training, end_of, environment, with_parents
-from launching import REPOSITORY, Chain
+from fault_runs import STEPS, end_of, environment
+from launching import REPOSITORY, Chain, assert_same_training, with_parents
 
 from experiments.run import Run
 

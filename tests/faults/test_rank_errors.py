@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_runs import end_of, train, with_parents
-from launching import REPOSITORY, Chain, ranks_of
+from fault_runs import end_of, train
+from launching import REPOSITORY, Chain, ranks_of, with_parents
 
 from experiments.run import Run
 from slurm import run_state

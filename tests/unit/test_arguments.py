@@ -191,10 +191,26 @@ def test_how_an_array_is_shared_out_stays_out_of_the_recipe() -> None:
     assert parsed.recipe == TINY
 
 
-def test_several_nodes_need_slurm() -> None:
-    with pytest.raises(ValueError, match="--nodes 2 needs Slurm"):
+def test_several_nodes_need_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="--nodes 2 needs Slurm, and this is --cluster local"):
         Placement(nodes=2, cluster="local")
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="`sbatch` is not found"):
+        Placement(nodes=2)
     assert Placement(nodes=2, ranks_per_node=4, cluster="slurm").world_size == 8
+
+
+def test_packages_of_slurm_make_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    assert Placement().resolved_cluster() == "local"
+    with pytest.raises(ValueError, match=r"SLURM_CONF=.*slurm\.conf is not a file"):
+        Placement(nodes=2)
+    (tmp_path / "slurm.conf").touch()
+    assert Placement(nodes=2).resolved_cluster() == "slurm"
 
 
 def test_an_integer_written_for_a_float_is_the_same_science(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,8 @@ def test_what_slurm_says_of_itself_is_told(tmp_path: Path, monkeypatch: pytest.M
     lines = ("MaxArraySize = 1001", "JobRequeue = 1", "PreemptMode = REQUEUE", "MinJobAge = 300 sec")
     config = "\n".join([*lines, "AccountingStorageType = accounting_storage/none"])
     commands(tmp_path, monkeypatch, sbatch="echo slurm 22.05.8", scontrol=f"echo '{config}'")
+    (tmp_path / "slurm.conf").touch()
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     found = list(doctor_machine.slurm())
     assert [finding.level for finding in found] == ["ok", "warning"]
     assert found[0].says == "slurm 22.05.8; MaxArraySize 1001, JobRequeue 1, PreemptMode REQUEUE, MinJobAge 300 sec"
