@@ -19,6 +19,8 @@ from launch.stages import STAGES, StageInfo
 
 IMPORT_COMMAND = "import_command"
 """Input of a preprocess run that tools/import_h5.py made: the command line that goes on with it."""
+IMPORTED_CLIPS = "imported_clips"
+"""Input of such a run: fingerprint of its clips, since its source is that of the imported files."""
 
 
 def resolve(

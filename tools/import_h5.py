@@ -34,14 +34,14 @@ from dalle2_video.config import Recipe
 from dalle2_video.config_io import to_dict
 from dalle2_video.data import celebv_text, legacy
 from dalle2_video.data.celebv_text import Caption
-from dalle2_video.data.legacy_array import LegacyArray
+from dalle2_video.data.legacy_array import LegacyArray, clips_of
 from dalle2_video.data.tokenizer import from_folder
 from dalle2_video.data_config import DataConfig
 from experiments import files, identity
 from experiments.registry import Registry, default_home
 from experiments.run import Attempt, Run, RunSpec
 from launch.arguments import load_recipe, override_flags
-from launch.parents import IMPORT_COMMAND
+from launch.parents import IMPORT_COMMAND, IMPORTED_CLIPS
 from launch.submit import MANIFEST
 from slurm import run_state
 from slurm.array_job import Worker
@@ -109,8 +109,37 @@ def _parse(arguments: Sequence[str]) -> Arguments:
 
 
 def _import(arguments: Arguments) -> int:
-    data, default = arguments.data, load_recipe(arguments.recipe)
-    recipe = dataclasses.replace(default, data=data)  # refused now where its stages cannot use such data
+    default = load_recipe(arguments.recipe)
+    recipe = dataclasses.replace(default, data=arguments.data)  # refused now where its stages cannot use such data
+    spec, array = _plan(arguments)
+    registry = Registry(default_home())
+    if arguments.dry_run:
+        console.print(f"would make {registry.folder_of(spec)}")
+        return 0
+    registry.check_writable()
+    run = registry.create(spec)
+    manifest = [clip.to_row(array.data_root) for clip in array.clips]
+    files.create_exclusive(run.folder / MANIFEST, files.encode_rows(manifest))
+    code = _run(run, array)
+    record = run.done()
+    if record is not None:
+        flags = override_flags(default, recipe, ("data",))
+        following = shlex.join(["python", "launch/clip.py", "--recipe", arguments.recipe, *flags])
+        bad = f" (reasons: {run.folder / 'store' / 'bad_clips.json'})" if record["bad"] else ""
+        console.print(f"[bold]{run.name}[/bold]: DONE, {record['clips']} clips, {record['bad']} bad{bad}")
+        console.print(f"next: {following}")
+    return code
+
+
+def spec_of(command: str) -> RunSpec:
+    """Return the run that a command line of this tool makes today. Raises ValueError or OSError where it makes none."""
+    with console.capture():
+        return _plan(_parse(shlex.split(command)[2:]))[0]
+
+
+def _plan(arguments: Arguments) -> tuple[RunSpec, LegacyArray]:
+    """Detect what the files hold, say so, and return the run and its work."""
+    data = arguments.data
     videos = legacy.LegacyVideos(arguments.videos.absolute(), arguments.dataset, arguments.layout)
     if data.frame_sizes[-1] > min(videos.height, videos.width):
         raise ValueError(
@@ -130,37 +159,23 @@ def _import(arguments: Arguments) -> int:
             "bgr": how.bgr, "source_fps": how.source_fps, "ids": clip_ids, "text": text_fingerprint,
         }
     )  # fmt: skip
-    registry = Registry(default_home())
-    config = {"data": data}
     spec = RunSpec(
         stage="preprocess",
         recipe=arguments.recipe,
-        id=identity.run_id(stage="preprocess", config=config, source=source, parents={}),
+        id=identity.run_id(stage="preprocess", config={"data": data}, source=source, parents={}),
         config={"data": to_dict(data)},
         source=source,
         parents={},
-        inputs={"videos": str(videos.path), IMPORT_COMMAND: _command(arguments, default)},
+        inputs={
+            "videos": str(videos.path),
+            IMPORTED_CLIPS: celebv_text.fingerprint(clips_of(videos, clip_ids)),
+            IMPORT_COMMAND: _command(arguments, load_recipe(arguments.recipe)),
+        },
     )
-    if arguments.dry_run:
-        console.print(f"would make {registry.folder_of(spec)}")
-        return 0
-    registry.check_writable()
-    run = registry.create(spec)
-    array = LegacyArray(
-        root=run.folder / "store", videos=videos, clip_ids=clip_ids, captions=captions, how=how, config=data,
-        fingerprint=source,
-    )  # fmt: skip
-    manifest = [clip.to_row(videos.path.parent) for clip in array.clips]
-    files.create_exclusive(run.folder / MANIFEST, files.encode_rows(manifest))
-    code = _run(run, array)
-    record = run.done()
-    if record is not None:
-        flags = override_flags(default, recipe, ("data",))
-        following = shlex.join(["python", "launch/clip.py", "--recipe", arguments.recipe, *flags])
-        bad = f" (reasons: {run.folder / 'store' / 'bad_clips.json'})" if record["bad"] else ""
-        console.print(f"[bold]{run.name}[/bold]: DONE, {record['clips']} clips, {record['bad']} bad{bad}")
-        console.print(f"next: {following}")
-    return code
+    root = Registry(default_home()).folder_of(spec) / "store"
+    return spec, LegacyArray(
+        root=root, videos=videos, clip_ids=clip_ids, captions=captions, how=how, config=data, fingerprint=source
+    )
 
 
 def _command(arguments: Arguments, default: Recipe) -> str:

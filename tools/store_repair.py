@@ -20,7 +20,7 @@ from experiments import files
 from experiments.registry import HOME_VARIABLE, Registry, default_home
 from experiments.run import Run
 from launch.arguments import load_recipe, override_flags
-from launch.parents import needed_parts
+from launch.parents import IMPORT_COMMAND, needed_parts
 from launch.stages import STAGES
 from slurm import run_state
 
@@ -75,7 +75,20 @@ def repair(run: Run, damages: Sequence[Damage]) -> list[str]:
 
 
 def _check_data_is_there(run: Run) -> None:
-    """Raise ValueError unless the data set still holds the clips that the run was made of."""
+    """Raise ValueError unless the files that the run was made of are still there."""
+    if IMPORT_COMMAND in run.spec.inputs:
+        from tools import import_h5  # loads HDF5, which no other repair needs
+
+        try:
+            makes = import_h5.spec_of(run.spec.inputs[IMPORT_COMMAND])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{run.name} cannot be imported again, so it cannot be repaired: {error}") from error
+        if makes.id != run.spec.id:
+            raise ValueError(
+                f"{run.spec.inputs['videos']} or its text has changed since {run.name} was made of it, so it cannot be "
+                "repaired; bring the old files back, or import anew: python tools/import_h5.py"
+            )
+        return
     root = Path(run.spec.inputs["data_root"])
     if fingerprint(scan(root, from_dict(DataConfig, run.spec.config["data"]))) != run.spec.source:
         raise ValueError(
@@ -95,7 +108,11 @@ def _forget(maker: Run, damages: Sequence[Damage]) -> None:
 
 def _command(maker: Run) -> str:
     """Return the command that goes on with a run, with all that differs from its recipe."""
+    home = _registry_of(maker).home
+    prefix = "" if home == default_home() else f"{HOME_VARIABLE}={shlex.quote(os.fspath(home))} "
     spec, info = maker.spec, STAGES[maker.spec.stage]
+    if IMPORT_COMMAND in spec.inputs:
+        return prefix + spec.inputs[IMPORT_COMMAND]
     recipe = load_recipe(spec.recipe)
     config = dict(spec.config)
     for stage, parent in spec.parents.items():
@@ -114,12 +131,15 @@ def _command(maker: Run) -> str:
         words += ["--data-root", spec.inputs["data_root"]]
     for stage, parent in spec.parents.items():
         words += [f"--parents.{stage.replace('_', '-')}", parent.id]
-    home = _registry_of(maker).home
-    prefix = "" if home == default_home() else f"{HOME_VARIABLE}={shlex.quote(os.fspath(home))} "
     return prefix + shlex.join(words)
 
 
 def _with_retry(maker: Run, command: str) -> str:
-    """Add --retry where a launch without it would refuse: the job that made the run cannot be asked about from here."""
+    """Add --retry where a launch without it would refuse: the job that made the run cannot be asked about from here.
+
+    An import never refuses.
+    """
+    if IMPORT_COMMAND in maker.spec.inputs:
+        return command
     refused = run_state.decision(maker, maker.intents(), retry=False).action in ("unknown", "poisoned")
     return f"{command} --retry" if refused else command

@@ -50,6 +50,7 @@ from dalle2_video.data_config import DataConfig
 from experiments import identity
 from experiments.registry import Registry, default_home
 from experiments.run import Run
+from launch.parents import IMPORT_COMMAND, IMPORTED_CLIPS
 from tools.store_repair import children_of, finished_embeddings, repair, task_file
 
 DAMAGED = 1
@@ -211,7 +212,10 @@ def _manifest(run: Run, found: Findings) -> list[ClipFile] | None:
     try:
         entries = read_json_file(file)
         clips = [ClipFile.from_row(row, Path()) for row in entries]
-        if fingerprint(clips) != run.spec.source:
+        wanted = run.spec.source
+        if IMPORT_COMMAND in run.spec.inputs:  # whose source is that of other files; older ones do not tell the clips'
+            wanted = run.spec.inputs.get(IMPORTED_CLIPS)
+        if wanted is not None and fingerprint(clips) != wanted:
             raise ValueError("is not the list of clips that the run was created for")
         return clips
     except (ValueError, TypeError) as error:

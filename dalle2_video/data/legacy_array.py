@@ -19,6 +19,12 @@ from dalle2_video.data_config import DataConfig
 from dalle2_video.task_array import OnProgress, Published
 
 
+def clips_of(videos: LegacyVideos, clip_ids: Sequence[str]) -> list[ClipFile]:
+    """Return the clips of a file, in its order."""
+    source = Source(path=videos.path, size=videos.frame_bytes * videos.num_frames)
+    return [ClipFile(clip_id=clip_id, source=source) for clip_id in clip_ids]
+
+
 class LegacyArray(PreprocessArray):
     """Clips of an HDF5 file to a store at `root`; one task makes one shard, as in preprocessing."""
 
@@ -34,9 +40,7 @@ class LegacyArray(PreprocessArray):
         fingerprint: str,
     ) -> None:
         """captions: a row's captions, raises ValueError where it has none; fingerprint: of all that is read."""
-        source = Source(path=videos.path, size=videos.frame_bytes * videos.num_frames)
-        clips = [ClipFile(clip_id=clip_id, source=source) for clip_id in clip_ids]
-        super().__init__(root=root, data_root=videos.path.parent, clips=clips, config=config)
+        super().__init__(root=root, data_root=videos.path.parent, clips=clips_of(videos, clip_ids), config=config)
         self.videos, self.captions, self.how, self.fingerprint = videos, captions, how, fingerprint
 
     def prepare(self, staging: Path) -> Published:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,10 +28,10 @@ from dalle2_video.data.tokenizer import from_folder
 from dalle2_video.data_config import DataConfig
 from experiments.registry import HOME_VARIABLE, Registry
 from experiments.run import Run
-from launch.parents import resolve
+from launch.parents import IMPORT_COMMAND, resolve
 from launch.stages import STAGES
 from slurm import run_state
-from tools import import_h5
+from tools import import_h5, verify_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -369,6 +370,44 @@ def test_a_killed_import_goes_on_with_what_is_missing_and_ends_with_the_same_byt
     shutil.rmtree(run.folder)
     assert import_h5.main(arguments) == 0
     assert resumed is not None and (run.done() or {})["digest"] == resumed["digest"]
+
+
+def test_an_imported_store_is_verified_and_repaired_to_the_same_bytes(
+    registry: Registry, tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verify(*words: str) -> tuple[int, str]:
+        code = verify_store.main([run.spec.id, "--workers", "1", *words])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    def launch(words: list[str]) -> None:  # a process of its own, which no longer lives when the import is done again
+        subprocess.run([sys.executable, *words], cwd=REPOSITORY, check=True, capture_output=True)
+
+    path = write_h5(tmp_path / "old.h5", pictures(), IDS)
+    launch(["tools/import_h5.py", "--videos", str(path), *SMALL, "--captions", str(texts)])
+    (run,) = registry.runs("preprocess")
+    done = run.done()
+    assert verify()[0] == 0
+    files = ["store/frames_16/c.1.0.0.0.0", "manifest.json"]
+    sound = [(run.folder / file).read_bytes() for file in files]
+    (run.folder / files[0]).unlink()
+    (run.folder / files[1]).write_bytes(sound[1].replace(b"person00000_0_0", b"nobody00000_0_0"))
+    code, said = verify()
+    assert code == 1 and all(f"damaged {file}" in said for file in files), said
+    moved = path.rename(tmp_path / "away.h5")
+    assert "cannot be imported again, so it cannot be repaired: --videos" in verify("--repair")[1]
+    write_h5(path, pictures(seed=1), IDS)
+    assert "has changed since" in verify("--repair")[1]
+    assert run.done() == done
+    moved.rename(path)
+    code, said = verify("--repair")
+    (command,) = [line.strip() for line in said.splitlines() if line.startswith("  python ")]
+    assert code == 1 and command == run.spec.inputs[IMPORT_COMMAND]
+    launch(shlex.split(command)[1:])
+    assert [(run.folder / file).read_bytes() for file in files] == sound
+    again = run.done()
+    assert done is not None and again is not None and again["digest"] == done["digest"]
+    assert verify()[0] == 0
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
