@@ -40,6 +40,9 @@ class OptimConfig:
     """Decay per step of the exponential moving average, ramped as min(decay, (1+step)/(10+step)); [0, 1)."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm; greater than 0."""
+    skip_spikes: float = 0.0
+    """A step whose gradient norm is more than so many times the median of the last 100 is passed over: weights, moments
+    and EMA stay as they are; 2 or more, or 0: none is."""
     precision: Precision = "fp32"
     """Compute precision; masters, moments and EMA are fp32 always."""
 
@@ -48,6 +51,8 @@ class OptimConfig:
         require_fraction(self, "ema_decay")
         require(self.weight_decay >= 0, "OptimConfig.weight_decay", self.weight_decay, "must be 0 or more")
         require(self.warmup_steps >= 0, "OptimConfig.warmup_steps", self.warmup_steps, "must be 0 or more")
+        skip = self.skip_spikes
+        require(skip == 0 or skip >= 2, "OptimConfig.skip_spikes", skip, "must be 2 or more, or 0")
         require(all(0 <= beta < 1 for beta in self.betas), "OptimConfig.betas", self.betas, "must each lie in [0, 1)")
 
 

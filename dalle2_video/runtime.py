@@ -47,6 +47,9 @@ class RuntimeConfig:
     on_nonfinite: Literal["skip", "stop"] = "skip"
     """A step whose loss or gradient is NaN or infinite. skip: weights, moments and EMA stay as they are, and the run
     ends after max_skipped of them in a row. stop: it ends at once. Recorded in either case."""
+    on_spike: Literal["record", "stop"] = "record"
+    """A step whose gradient norm is more than 10 times the median of the last 100. record: training goes on. stop: the
+    run ends before the step changes anything. Recorded in either case; the recipe's optim.skip_spikes comes first."""
     max_skipped: int = 10
     """Steps in a row that may be skipped; 1 or more."""
     wandb: Literal["disabled", "offline", "online"] = "disabled"

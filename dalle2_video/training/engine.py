@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from dalle2_video.config import OptimConfig
 from dalle2_video.training import distributed
-from dalle2_video.training.adamw import SkippingAdamW
+from dalle2_video.training.adamw import LimitedAdamW, SkippingAdamW
+from dalle2_video.training.zero_layout import gradient_norm_of
 from dalle2_video.training.zero_state import ShardedState
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ def deepspeed_config(
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": zero,
+        # It knows classes by name; LimitedAdamW is torch's AdamW in all that ZeRO relies on.
+        "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 30,
     }
 
@@ -114,33 +117,37 @@ class Engine:
             zero_stage=zero_stage,
         )
         groups = _parameter_groups(module, config.weight_decay)
-        optimizer: torch.optim.AdamW
+        optimizer: LimitedAdamW | SkippingAdamW
         if settings["zero_optimization"]["stage"] == 0:
             optimizer = SkippingAdamW(
                 groups, max_grad_norm=config.max_grad_norm, lr=config.lr, betas=config.betas, fused=True
             )
         else:
-            optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+            optimizer = LimitedAdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        self.adamw = optimizer
         self.model, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        if isinstance(optimizer, LimitedAdamW):
+            optimizer.norm = gradient_norm_of(self.model)
         self.state = ShardedState(self.model)
         if initial is not None:
             # DeepSpeed makes the masters from weights already rounded to bf16.
             self.state.start_from(initial)
 
-    def step(self, step: int, micro_losses: list[Callable[[], Tensor]]) -> bool:
+    def step(self, step: int, micro_losses: list[Callable[[], Tensor]], *, norm_limit: float = math.inf) -> bool:
         """Do optimiser step `step`: forward and backward of each micro-batch, then one update.
 
         micro_losses: for each accumulation step a function that computes the loss of its micro-batch.
         Returns whether the update was applied, the same on all ranks. It is not where the norm of the gradient is not
-        finite: weights and moments are then exactly as before, and gradients cleared.
+        finite or beyond norm_limit: weights and moments are then exactly as before, and gradients cleared.
         """
+        self.adamw.norm_limit = norm_limit
         for group in self.state.param_groups:
             group["lr"] = learning_rate(step, self.config)
         for micro_loss in micro_losses:
             self.model.backward(micro_loss())
             self.model.step()
-        return self.model.was_step_applied()
+        return self.model.was_step_applied() and self.grad_norm() <= norm_limit
 
     def grad_norm(self) -> float:
-        """Global gradient norm of the last step, before clipping; not finite where the step was skipped."""
+        """Global gradient norm of the last step, before clipping; not finite where the step was skipped for that."""
         return float(self.model.get_global_grad_norm())

@@ -21,7 +21,7 @@ SPIKE_LEAST = 10
 
 
 class Diverged(ValueError):  # noqa: N818 - a state of the training that its user has to mend
-    """Too many steps gave no finite update."""
+    """Too many steps gave no update."""
 
 
 def spread_nonfinite(loss: Tensor) -> Tensor:
@@ -36,33 +36,60 @@ def spread_nonfinite(loss: Tensor) -> Tensor:
 class StepHealth:
     """The verdict on each step, and what it needs to remember."""
 
-    def __init__(self, policy: Literal["skip", "stop"], max_skipped: int, remedy: str) -> None:
-        """remedy: what to do about a training that diverges, for the message."""
-        self._allowed = max_skipped if policy == "skip" else 1
+    def __init__(
+        self,
+        *,
+        on_nonfinite: Literal["skip", "stop"],
+        on_spike: Literal["record", "stop"],
+        skip_spikes: float,
+        max_skipped: int,
+        remedy: str,
+    ) -> None:
+        """skip_spikes: in medians, 0: none is; remedy: what to do about a training that diverges, for the message."""
+        self._on_nonfinite, self._on_spike = on_nonfinite, on_spike
+        self._skip_spikes = skip_spikes or math.inf
+        self._max_skipped = max_skipped
         self._remedy = remedy
         self._skipped_in_row = 0
+        self._allowed = max_skipped
         self._norms: deque[float] = deque(maxlen=SPIKE_HISTORY)
         self._last = ""
         self._step = 0
 
+    def norm_limit(self) -> float:
+        """Return the gradient norm beyond which the next step must not change the weights."""
+        factor = min(self._skip_spikes, SPIKE_FACTOR if self._on_spike == "stop" else math.inf)
+        return factor * self._median() if factor < math.inf else math.inf
+
+    def _median(self) -> float:
+        return statistics.median(self._norms) if len(self._norms) >= SPIKE_LEAST else math.inf
+
     def judge(self, step: int, loss: float, grad_norm: float, *, applied: bool) -> dict[str, Any] | None:
         """Judge step `step` (1 is the first); return the event to record, or None.
 
-        applied: whether the weights changed. They do not where loss or gradient is not finite.
+        applied: whether the weights changed. They do not where loss or gradient is not finite, nor where the norm was
+        beyond `norm_limit`.
         """
         self._step = step
         shown = {"step": step, "loss": _json(loss), "grad_norm": _json(grad_norm)}
-        if not applied:
-            self._skipped_in_row += 1
-            self._last = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
-            return {"event": "skipped step", "message": self._last, "in_row": self._skipped_in_row} | shown
-        self._skipped_in_row = 0
-        median = statistics.median(self._norms) if len(self._norms) >= SPIKE_LEAST else math.inf
-        self._norms.append(grad_norm)
-        if grad_norm <= SPIKE_FACTOR * median:
-            return None
-        message = f"gradient norm {grad_norm:.4g}, median of the last {len(self._norms) - 1} steps {median:.4g}"
-        return {"event": "loss spike", "message": message, "median_grad_norm": median} | shown
+        median = self._median()
+        history = f"median of the last {len(self._norms)} steps {median:.4g}"
+        if applied:
+            self._skipped_in_row = 0
+            self._norms.append(grad_norm)
+            if grad_norm <= SPIKE_FACTOR * median:
+                return None
+            message = f"gradient norm {grad_norm:.4g}, {history}"
+            return {"event": "loss spike", "message": message, "median_grad_norm": median} | shown
+        self._skipped_in_row += 1
+        self._last = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
+        if self.norm_limit() < grad_norm < math.inf:
+            self._last += f", {history}"
+            stops = self._skip_spikes == math.inf or grad_norm <= self._skip_spikes * median
+        else:
+            stops = self._on_nonfinite == "stop"
+        self._allowed = 1 if stops else self._max_skipped
+        return {"event": "skipped step", "message": self._last, "in_row": self._skipped_in_row} | shown
 
     def check(self) -> None:
         """Raise Diverged where the last step was one skipped step too many."""
@@ -70,7 +97,7 @@ class StepHealth:
             return
         first = self._step - self._skipped_in_row + 1
         steps = f"step {first}" if first == self._step else f"steps {first} to {self._step}"
-        raise Diverged(f"{steps} gave no finite update, the last one {self._last}; {self._remedy}")
+        raise Diverged(f"{steps} gave no update, the last one: {self._last}; {self._remedy}")
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed training needs, as JSON types."""

@@ -76,12 +76,18 @@ class Trainer:
         self.flag = StopFlag(control.stop_requested if self.rank == 0 else lambda: False)
         self.commits = Commits(control, self.engine.state, self.engine.model.module)
         self.window = Window()
-        more_skips = "--on-nonfinite skip" if runtime.on_nonfinite == "stop" else "--max-skipped"
+        policies = {
+            "--on-nonfinite skip": runtime.on_nonfinite == "stop",
+            "--on-spike record": runtime.on_spike == "stop",
+        }
+        go_on = " or ".join([words for words, stops in policies.items() if stops] or ["a larger --max-skipped"])
         self.health = StepHealth(
-            runtime.on_nonfinite,
-            runtime.max_skipped,
-            f"the weights are as before. Lower the learning rate, as a new run (--{name}.optim.lr, now "
-            f"{stage.optim.lr:g}), or pass over more such steps with {more_skips}",
+            on_nonfinite=runtime.on_nonfinite,
+            on_spike=runtime.on_spike,
+            skip_spikes=stage.optim.skip_spikes,
+            max_skipped=runtime.max_skipped,
+            remedy=f"the weights are as before. Lower the learning rate, as a new run (--{name}.optim.lr, now "
+            f"{stage.optim.lr:g}), or go on over such steps with {go_on}",
         )
 
     def run(self) -> Outcome:
@@ -167,7 +173,7 @@ class Trainer:
 
             return compute
 
-        applied = self.engine.step(step, [micro_loss(batch) for batch in batches])
+        applied = self.engine.step(step, [micro_loss(batch) for batch in batches], norm_limit=self.health.norm_limit())
         if applied:
             ema.update(self.engine.state, step + 1, self.stage.optim.ema_decay)
         # One reduction carries loss, metrics and both flags, so that every rank stops at the same step.

@@ -9,7 +9,7 @@ release moves something.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,6 +89,11 @@ def layout_of(engine: Any) -> Layout:
         )
     assert isinstance(optimizer, torch.optim.AdamW), type(optimizer)
     return _Replicated(optimizer, names)
+
+
+def gradient_norm_of(engine: Any) -> Callable[[], float]:
+    """Return what tells the whole gradient's norm, before clipping, while a ZeRO optimiser calls the AdamW inside."""
+    return lambda: float(engine.optimizer._global_grad_norm)
 
 
 @contextmanager

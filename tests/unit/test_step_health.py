@@ -17,8 +17,16 @@ from dalle2_video.training.health import Diverged, StepHealth, spread_nonfinite
 from dalle2_video.training.window import MACHINE_METRICS, Window
 
 
-def health(policy: str = "skip", max_skipped: int = 3) -> StepHealth:
-    return StepHealth(policy, max_skipped, "lower --prior.optim.lr")  # type: ignore[arg-type]
+def health(
+    on_nonfinite: str = "skip", max_skipped: int = 3, on_spike: str = "record", skip_spikes: float = 0.0
+) -> StepHealth:
+    return StepHealth(
+        on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
+        on_spike=on_spike,  # type: ignore[arg-type]
+        skip_spikes=skip_spikes,
+        max_skipped=max_skipped,
+        remedy="lower --prior.optim.lr",
+    )
 
 
 def test_skipped_steps_in_a_row_end_the_training_with_steps_loss_norm_and_remedy() -> None:
@@ -64,18 +72,72 @@ def test_a_gradient_norm_of_more_than_ten_medians_is_a_spike_and_a_smaller_one_i
     assert [(event["step"], event["grad_norm"], event["event"]) for event in spikes] == [(18, 20.1, "loss spike")]
 
 
+def after_ten_steps(**policies: object) -> StepHealth:
+    """A judge that has seen ten gradient norms of 1."""
+    judged = health(**policies)  # type: ignore[arg-type]
+    for step in range(1, 11):
+        assert judged.norm_limit() == math.inf, "too little is known of what is usual"
+        judged.judge(step, 1.0, 1.0, applied=True)
+    return judged
+
+
+@pytest.mark.parametrize(
+    ("policies", "limit"),
+    [
+        ({}, math.inf),
+        ({"on_spike": "stop"}, 10.0),
+        ({"skip_spikes": 4.0}, 4.0),
+        ({"skip_spikes": 4.0, "on_spike": "stop"}, 4.0),
+        ({"skip_spikes": 40.0, "on_spike": "stop"}, 10.0),
+    ],
+)
+def test_the_limit_of_the_norm_is_that_of_the_stricter_policy(policies: dict, limit: float) -> None:
+    assert after_ten_steps(**policies).norm_limit() == limit
+
+
+def test_gradients_that_vanished_are_no_reason_to_limit_the_next_where_no_policy_does() -> None:
+    judged = health()
+    for step in range(1, 12):
+        judged.judge(step, 1.0, 0.0, applied=True)
+    assert judged.norm_limit() == math.inf
+
+
+def test_spikes_are_skipped_and_recorded_until_there_are_too_many_in_a_row() -> None:
+    judged = after_ten_steps(skip_spikes=4.0)
+    for step in (11, 12):
+        event = judged.judge(step, 2.0, 5.0, applied=False)
+        judged.check()
+        assert event is not None and (event["event"], event["in_row"]) == ("skipped step", step - 10)
+        assert event["message"] == "loss 2, gradient norm 5, median of the last 10 steps 1"
+        assert judged.norm_limit() == 4.0, "what was skipped is no measure"
+    judged.judge(13, 2.0, 5.0, applied=False)
+    with pytest.raises(Diverged, match=r"steps 11 to 13 gave no update, the last one: .*median of the last 10 steps 1"):
+        judged.check()
+
+
+def test_with_the_policy_stop_the_first_spike_that_the_recipe_does_not_skip_ends_the_training() -> None:
+    judged = after_ten_steps(on_spike="stop", skip_spikes=40.0)
+    judged.judge(11, 1.0, 41.0, applied=False)
+    judged.check()
+    judged.judge(12, 1.0, 1.0, applied=True)
+    judged.judge(13, 1.0, 11.0, applied=False)
+    with pytest.raises(Diverged, match=r"^step 13 gave no update"):
+        judged.check()
+
+
 @given(st.lists(st.tuples(st.floats(1e-3, 1e6), st.booleans()), min_size=1, max_size=150), st.integers(0, 150))
 def test_a_judge_restored_between_any_two_steps_judges_as_one_that_was_never_stopped(
     steps: list[tuple[float, bool]], cut: int
 ) -> None:
-    undisturbed, resumed = health(max_skipped=1000), health(max_skipped=1000)
+    undisturbed, resumed = (health(max_skipped=1000, skip_spikes=5.0) for _ in range(2))
     for step, (norm, applied) in enumerate(steps, 1):
         if step == cut:
             state = json.loads(json.dumps(resumed.state()))
-            resumed = health(max_skipped=1000)
+            resumed = health(max_skipped=1000, skip_spikes=5.0)
             resumed.restore(state)
+        limits = [judge.norm_limit() for judge in (undisturbed, resumed)]
         verdicts = [judge.judge(step, 1.0, norm, applied=applied) for judge in (undisturbed, resumed)]
-        assert verdicts[0] == verdicts[1]
+        assert verdicts[0] == verdicts[1] and limits[0] == limits[1]
 
 
 @given(

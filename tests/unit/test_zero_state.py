@@ -76,6 +76,17 @@ def test_a_run_resumed_after_a_skipped_step_goes_on_to_the_bit(engines: tuple[Pa
 
 
 @pytest.mark.parametrize("key", EVERY_ENGINE)
+def test_a_gradient_norm_beyond_the_limit_changes_nothing_and_one_at_the_limit_is_applied(
+    engines: tuple[Path, dict], key: str
+) -> None:
+    found = engines[1][key]["limited"]
+    assert found["applied"] == [False, False, True]
+    assert found["unchanged"] and found["moved"]
+    # The forward pass used the same weights, so that the same step gave the same norm again.
+    assert found["norms"][0] == found["norms"][1] > 0
+
+
+@pytest.mark.parametrize("key", EVERY_ENGINE)
 def test_training_may_go_on_while_a_snapshot_is_written(engines: tuple[Path, dict], key: str) -> None:
     assert engines[1][key]["snapshot"] == {"moved": True, "same": True}
 

@@ -106,7 +106,7 @@ class Training:
         )
         self.state, self.module = self.engine.state, self.engine.model.module
 
-    def step(self, step: int, factor: float = 1.0) -> tuple[bool, float]:
+    def step(self, step: int, factor: float = 1.0, norm_limit: float = math.inf) -> tuple[bool, float]:
         """Do one step; return whether it was applied and the mean loss. factor: of the first micro-batch's loss."""
         import torch
 
@@ -121,7 +121,8 @@ class Training:
             losses.append(value.detach().clone())
             return value * factor
 
-        applied = self.engine.step(step, [lambda: loss(mine[0], factor), lambda: loss(mine[1], 1.0)])
+        micro_losses = [lambda: loss(mine[0], factor), lambda: loss(mine[1], 1.0)]
+        applied = self.engine.step(step, micro_losses, norm_limit=norm_limit)
         if applied:
             ema.update(self.state, step + 1, self.optim.ema_decay)
         return applied, distributed.total(torch.stack(losses).mean()).item() / self.world
@@ -262,6 +263,20 @@ def engines(folder: Path) -> dict:
         training.load(here)
         return found | {"resumed_rest": training.train(4, 6), "resumed_end": training.digest()}
 
+    def limited(training: Training) -> dict:
+        """A step whose gradient norm is beyond a limit, and the same step within one that is just as large."""
+        before = training.digest()
+        applied, _ = training.step(SAVED_AT, norm_limit=0.0)
+        norm, after = training.engine.grad_norm(), training.digest()
+        applied_below, _ = training.step(SAVED_AT, norm_limit=norm * 0.999)
+        applied_within, _ = training.step(SAVED_AT, norm_limit=norm)
+        return {
+            "applied": [applied, applied_below, applied_within],
+            "norms": [norm, training.engine.grad_norm()],
+            "unchanged": after == before,
+            "moved": training.digest() != before,
+        }
+
     def snapshot(training: Training, here: Path) -> dict:
         """A checkpoint that is written after training went on."""
         taken, at = checkpoint.snapshot(training.state, training.module, 6), training.digest()
@@ -288,6 +303,7 @@ def engines(folder: Path) -> dict:
             found[key] = {"initial": at_start(training), "names": list(training.state.slots)}
             found[key]["losses"] = training.train(0, SAVED_AT)
             found[key]["skipped"] = skipped(training, folder / f"skipped-{key}")
+            found[key]["limited"] = limited(training)
             found[key]["snapshot"] = snapshot(training, made(f"snapshot-{key}"))
             expected = folder / f"expected-{key}.safetensors"
             found[key] |= exported(training, made(f"export-{key}"), expected)

@@ -315,9 +315,9 @@ class Bench:
         engine, engine_s = self.trainer.engine, [0.0]
         plain = engine.step
 
-        def timed(*arguments: Any) -> bool:
+        def timed(*arguments: Any, **limits: Any) -> bool:
             started_s = time.perf_counter()
-            applied = plain(*arguments)
+            applied = plain(*arguments, **limits)
             dist.barrier()
             engine_s[0] = time.perf_counter() - started_s
             return applied
