@@ -7,6 +7,13 @@ from typing import BinaryIO
 
 _SIZE_AND_TYPE, _LARGE_SIZE = struct.Struct(">I4s"), struct.Struct(">Q")
 
+_FIRST_TYPES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot")
+
+
+def is_box(begin: bytes) -> bool:
+    """Whether a file that begins so is an MP4 file, as far as the type of its first box tells."""
+    return begin[4:8] in _FIRST_TYPES
+
 
 def cut_box(file: BinaryIO, size: int) -> str | None:
     """Return what is cut of an MP4 file that begins where `file` stands and is `size` bytes long, or None.

@@ -9,6 +9,7 @@ hang, crash or use up the memory does so to its process: tasks decode through `d
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,12 +19,15 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from dalle2_video.data.archives import Source
-from dalle2_video.data.mp4_boxes import cut_box
+from dalle2_video.data.mp4_boxes import cut_box, is_box
 from dalle2_video.data.video_filters import Deinterlacer, Scaler, orientation_of
 from dalle2_video.data.video_stream import MP4, BadClip, ClipStream, open_options
 from dalle2_video.data_config import DataConfig
 
 __all__ = ["BadClip", "ClipFacts", "decode", "decode_to_arrays", "frame_shapes"]
+
+_SHOWN_BYTES = 40
+"""Of a file that holds text: an error page, the pointer to a file that was not fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ def decode(source: Source, config: DataConfig, out: dict[int, np.ndarray]) -> Cl
     except (av.error.FFmpegError, ValueError, OverflowError, RuntimeError) as error:
         # PyAV raises the builtin ones for values that it cannot represent.
         _raise_if_unreadable(source)
-        raise BadClip(f"cannot be decoded: {getattr(error, 'strerror', None) or error}") from error
+        raise BadClip(_reason(source, error)) from error
 
 
 def _raise_if_unreadable(source: Source) -> None:
@@ -85,6 +89,22 @@ def _raise_if_unreadable(source: Source) -> None:
         left = source.size if source.packed_size is None else source.packed_size
         while left > 0 and (block := file.read(min(left, 1 << 20))):
             left -= len(block)
+
+
+def _reason(source: Source, error: Exception) -> str:
+    """Return what is wrong with a file, of which FFmpeg says no more than that it is invalid if it cannot open it."""
+    if source.size == 0:
+        return "the file is empty"
+    if isinstance(error, av.error.FFmpegError):  # else the content could not be unpacked
+        with source.open() as file:
+            begin = file.read(min(_SHOWN_BYTES, source.size))
+            file.seek(-len(begin), os.SEEK_CUR)
+            cut = cut_box(file, source.size) if is_box(begin) else None
+        if cut is not None:
+            return f"truncated: there are {cut}"
+        if begin.isascii() and (text := " ".join(begin.decode().split())).isprintable():
+            return f"holds text, no video: {text!r}"
+    return f"cannot be decoded: {getattr(error, 'strerror', None) or error}"
 
 
 def _require_whole(source: Source) -> None:

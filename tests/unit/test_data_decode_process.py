@@ -105,7 +105,7 @@ def test_verdicts_and_errors_of_the_file_system_come_through(
     process: DecodeProcess, clip: Source, tmp_path: Path
 ) -> None:
     (tmp_path / "text.mp4").write_text("a caption\n" * 100)
-    with pytest.raises(BadClip, match="cannot be decoded: Invalid data"):
+    with pytest.raises(BadClip, match="holds text, no video: 'a caption a"):
         process.decode(source_of(tmp_path / "text.mp4"))
     with pytest.raises(FileNotFoundError) as caught:
         process.decode(Source(path=tmp_path / "gone.mp4", size=1))

@@ -317,11 +317,30 @@ def test_a_deflated_part_of_a_larger_file_is_a_clip_or_damaged(tmp_path: Path, c
         decode_to_arrays(member, CONFIG)
 
 
-@pytest.mark.parametrize("content", [b"", b"this is a caption, not a video\n" * 100, bytes(5000)])
-def test_what_is_no_video_is_bad_with_a_reason(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.mp4").write_bytes(content)
-    with pytest.raises(BadClip, match="cannot be decoded: Invalid data"):
-        frames_of(tmp_path / "a.mp4")
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"this is a caption,\n not a video\n" * 100, "holds text, no video: 'this is a caption, not a video this is"),
+        (b"<!DOCTYPE html><html><p>404</p></html>", "holds text, no video: '<!DOCTYPE html>"),
+        (b"7", "holds text, no video: '7'"),
+        (bytes(5000), "cannot be decoded: Invalid data"),
+    ],
+)
+def test_what_is_no_video_is_bad_with_a_reason(tmp_path: Path, content: bytes, reason: str, within: bool) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x" * 512 + content + b"x" * 512 if within else content)
+    source = Source(path=tmp_path / "a.mp4", size=len(content), offset=512 if within else None)
+    with pytest.raises(BadClip, match=f"^{reason}"):
+        decode_to_arrays(source, CONFIG)
+
+
+def test_a_file_cut_before_its_index_is_said_to_be_truncated(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    size = clip.stat().st_size
+    path.write_bytes(clip.read_bytes()[: size // 2])
+    with pytest.raises(BadClip, match=r"^truncated: there are \d+ of \d+ bytes of its last box, 'mdat'"):
+        frames_of(path)
 
 
 def test_a_play_list_opens_nothing_else(tmp_path: Path, clip: Path) -> None:
