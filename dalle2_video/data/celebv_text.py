@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 IDENTITY_CHARACTERS = 11
 MAX_CAPTION_BYTES = 1 << 20
+_OTHER_VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+"""Ends of names, in lower case, of what looks like a clip and is none unless its name ends in .mp4."""
 _ARCHIVE_LEVELS = 3
 """Folders below the root that are searched for archives."""
 
@@ -145,10 +147,11 @@ def scan_with_notes(root: Path, config: DataConfig) -> tuple[list[ClipFile], lis
 def _extracted(folder: Path, notes: list[str]) -> dict[str, Source]:
     if not folder.is_dir():
         return {}
-    found, odd = {}, []
+    found, odd, others = {}, [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if not _is_clip(entry.name):
+                others += [entry.name] if _is_other_video(entry.name) else []
                 continue
             if entry.is_file():
                 found[entry.name.removesuffix(".mp4")] = Source(path=folder / entry.name, size=entry.stat().st_size)
@@ -156,11 +159,21 @@ def _extracted(folder: Path, notes: list[str]) -> dict[str, Source]:
                 odd.append(entry.name)
     if odd:
         notes.append(f"{len(odd)} names in {folder} are no files, or links to nothing: {examples(odd)}")
+    _note_other_videos(others, notes)
     return found
 
 
 def _is_clip(name: str) -> bool:
     return name.endswith(".mp4") and not name.startswith(".")
+
+
+def _is_other_video(name: str) -> bool:
+    return name.lower().endswith(_OTHER_VIDEOS) and not name.startswith(".")
+
+
+def _note_other_videos(names: list[str], notes: list[str]) -> None:
+    if names:
+        notes.append(f"{len(names)} videos have names that do not end in .mp4 and are left out: {examples(names)}")
 
 
 def _readable_names(clips: dict[str, Source], notes: list[str]) -> dict[str, Source]:
@@ -179,12 +192,14 @@ def _archived(
     kind_of = KindOfFolder(config)
     videos: dict[str, Source] = {}
     texts: dict[str, dict[int, dict[str, Source]]] = {kind: {} for kind in CAPTION_KINDS}
-    repeated, strays = 0, []
+    repeated, strays, others = 0, [], []
     skipped = {folder for folder in text_folders if holds_texts(folder)}
     for archive in sorted(_archives(root, _ARCHIVE_LEVELS, skipped, notes)):
         for name, source in members(archive, notes.append):
             if _is_clip(name.name):
                 repeated += _add(videos, name.name.removesuffix(".mp4"), source)
+            elif _is_other_video(name.name):
+                others.append(f"{name} in {archive}")
             elif name.suffix == ".txt" and not name.name.startswith("."):
                 # An archive stands for a folder of its name: emotion.zip may hold <clip id>.txt with no folder.
                 kind = kind_of(PurePosixPath(archive.relative_to(root).with_suffix(""), name.parent))
@@ -196,6 +211,7 @@ def _archived(
         notes.append(f"{repeated} files lie in the archives more than once, with the same size; the first is used")
     if strays:
         notes.append(f"{len(strays)} .txt files in archives lie in no caption folder, unused: {examples(strays)}")
+    _note_other_videos(others, notes)
     # As with folders on disk, the configured name goes before other spellings of it.
     best_last = {kind: [ranked[rank] for rank in sorted(ranked, reverse=True)] for kind, ranked in texts.items()}
     return videos, {kind: {k: v for files in ranked for k, v in files.items()} for kind, ranked in best_last.items()}

@@ -232,6 +232,18 @@ def test_a_compressed_archive_is_refused_with_a_command(root: Path) -> None:
         scan(root, CONFIG)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_videos_that_are_no_clips_by_their_names_are_said(root: Path, packed: bool) -> None:
+    for name in ("ccccccccccc_0_0.MP4", "ddddddddddd_0_0.webm", "._eeeeeeeeeee_0_0.MP4", "index.csv"):
+        (root / "videos/celebvtext_6" / name).write_bytes(b"1")
+    if packed:
+        pack(root / "videos", root / "videos.tar")
+    clips, notes = scan_with_notes(root, CONFIG)
+    assert len(clips) == 2
+    (note,) = [note for note in notes if "do not end in .mp4" in note]
+    assert note.startswith("2 videos ") and "ccccccccccc_0_0.MP4" in note and "ddddddddddd_0_0.webm" in note
+
+
 def test_caption_files_of_no_kind_and_links_to_nothing_are_said(root: Path) -> None:
     (root / "notes").mkdir()
     (root / "notes/readme.txt").write_text("thank you")
