@@ -17,6 +17,7 @@ from pathlib import Path
 import numcodecs
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from dalle2_video.data.celebv_text import ClipFile, read_captions, scan_with_notes, text_folders
 from dalle2_video.data.decode_process import DecodeProcess
@@ -148,7 +149,7 @@ def extrapolate(
     clips, source_bytes: of the data set; tasks: all tasks of the run; left: those that are not done; groups: jobs that
     share these; at_once: groups that run at the same time.
     """
-    task_s = sample.cpu_s * source_bytes / sample.source_bytes / tasks
+    task_s = sample.cpu_s * source_bytes / max(1, sample.source_bytes) / tasks  # the clips decoded may all be empty
     stored = {size: total * clips / sample.clips for size, total in sample.stored_bytes.items()}
     waves = -(-groups // at_once)
     return Estimate(
@@ -194,7 +195,9 @@ def warnings(estimate: Estimate, *, clips: int, config: DataConfig, asked_tasks:
 def show(console: Console, arguments: Arguments, home: Path, tasks_done: int) -> None:
     """Measure and print; home: the registry's folder, which need not exist; tasks_done: finished tasks of the run."""
     config, root = arguments.recipe.data, Path(arguments.data_root)
-    clips, _ = scan_with_notes(root, config)
+    clips, notes = scan_with_notes(root, config)
+    for note in notes:
+        console.print(f"  [yellow]note[/yellow]: {escape(note)}")
     tasks = -(-len(clips) // config.clips_per_shard)
     left = tasks - tasks_done
     groups = max(1, min(arguments.array.tasks, left))

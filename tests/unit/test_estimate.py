@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,17 @@ def test_bad_clips_are_named_and_no_time_is_spent_beyond_the_budget(raw_dataset:
     assert measure(clips, folders, data_config, budget_s=0).clips == 1
 
 
+def test_a_data_set_of_empty_files_has_an_estimate(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", CLIP_IDS[:2])
+    for clip in (root / "videos/celebvtext_6").iterdir():
+        clip.write_bytes(b"")
+    clips = scan(root, DATA)
+    sample = measure(clips, text_folders(root, DATA), DATA)
+    assert list(sample.bad.values()) == ["the file is empty"] * 2
+    estimate = extrapolate(sample, clips=2, source_bytes=0, config=DATA, tasks=1, left=1, groups=1, at_once=1)
+    assert (estimate.core_s, estimate.stored_bytes) == (0, {64: 0, 256: 0})
+
+
 def whole(sample: Sample, **changes: int) -> Estimate:
     given_: dict[str, int] = {"tasks": 1000, "left": 1000, "groups": 500, "at_once": 500} | changes
     return extrapolate(sample, clips=64_000, source_bytes=64_000 * 10, config=DATA, **given_)
@@ -126,12 +138,15 @@ def test_cautions_name_the_remedy() -> None:
 def test_a_dry_run_tells_it_and_changes_nothing(
     raw_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home = tmp_path / "home"
+    home, root = tmp_path / "home", tmp_path / "data"
     monkeypatch.setenv(HOME_VARIABLE, str(home))
-    command = ["--data-root", str(raw_dataset), "--data.clips-per-shard", "3", "--dry-run", "--cluster", "local"]
+    shutil.copytree(raw_dataset, root)
+    (root / "texts/light_color_temp").rename(root / "texts/light_colot_temp")
+    command = ["--data-root", str(root), "--data.clips-per-shard", "3", "--dry-run", "--cluster", "local"]
     assert submit.main("preprocess", [*command, "--tasks", "9", "--parallel", "2"]) == 0
     said = capsys.readouterr().out
     for text in (
+        "note: captions light_color: texts/light_color_temp is missing, texts/light_colot_temp is used",
         "10 clips in 4 tasks of 3 clips, 4 jobs, 2 at once",
         "measured on 8 of the clips",
         "16 px ",
