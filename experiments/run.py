@@ -294,6 +294,18 @@ class Run:
         """Take the request back; a new launch does."""
         (self.folder / "STOP").unlink(missing_ok=True)
 
+    def save_requested(self) -> bool:
+        """Return whether somebody asked the run for a checkpoint now."""
+        return (self.folder / "SAVE").exists()
+
+    def request_save(self) -> None:
+        """Ask the run for a checkpoint now."""
+        files.write_atomic(self.folder / "SAVE", b"")
+
+    def clear_save(self) -> None:
+        """Take the request back; a new checkpoint does."""
+        (self.folder / "SAVE").unlink(missing_ok=True)
+
     def beat(self, attempt: int) -> dict[str, Any] | None:
         """Return what an attempt said last, None where it said nothing yet or is saying it just now."""
         try:

@@ -166,6 +166,10 @@ class Control:
         """
         self._records.flush()
         self.attempt.commit(step, staged)
+        try:
+            self.run.clear_save()
+        except OSError as error:  # the checkpoint is there all the same
+            log.warning("the request to save cannot be taken back: %s", error)
         commits = self.run.commits()
         sound = [commit for commit in commits if commit.path not in self._damaged]
         # After the commit: a reader must never see fewer than before. What is damaged counts for none.
@@ -210,3 +214,7 @@ class Control:
     def stop_requested(self) -> bool:
         """Whether the STOP switch is there."""
         return self.run.stop_requested()
+
+    def save_requested(self) -> bool:
+        """Whether the SAVE switch is there."""
+        return self.run.save_requested()

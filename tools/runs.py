@@ -3,8 +3,9 @@
     python tools/runs.py list [--state failed poisoned] [--stage clip] [--name TEXT] [--since 3d] [--sort state]
     python tools/runs.py show ID          ID: the run's id, its folder's name or the start of either
     python tools/runs.py why ID
-    python tools/runs.py logs ID [--rank 1] [--attempt 3] [--follow]
+    python tools/runs.py logs ID [--rank 1] [--attempt 3 | --group 2] [--follow]
     python tools/runs.py stop ID
+    python tools/runs.py save ID
     python tools/runs.py lineage ID
     python tools/runs.py compare ID ID [--svg FILE]
     python tools/runs.py gc [--dry-run] [--older-than DAYS] [--runs]
@@ -29,9 +30,10 @@ from rich.markup import escape
 
 from experiments.registry import Registry, default_home
 from experiments.run import Run
+from launch.stages import STAGES
 from slurm import job_state, run_state
 from tools import runs_compare, runs_gc, runs_lineage, runs_list, runs_logs, runs_show
-from tools.run_story import story
+from tools.run_story import SlurmWords, story
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -69,9 +71,11 @@ def _do(options: argparse.Namespace, console: Console, registry: Registry) -> in
         case "why":
             return _why(console, run)
         case "logs":
-            return runs_logs.show(run, options.rank, options.attempt, follow=options.follow)
+            return runs_logs.show(run, options.rank, options.attempt, options.group, follow=options.follow)
         case "lineage":
             return runs_lineage.show(console, registry, run)
+        case "save":
+            return _save(console, run)
     return _stop(console, run)
 
 
@@ -88,15 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("show", "all that is on record of a run"),
         ("why", "what happened to a run, in sentences"),
-        ("logs", "a run's newest log"),
+        ("logs", "a rank's log, of the newest attempt"),
         ("stop", "ask a run to save and stop"),
+        ("save", "ask a training for a checkpoint now"),
         ("lineage", "the tree from store to samples in which a run stands"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("run", metavar="ID", help=which)
         if name == "logs":
             command.add_argument("--rank", type=int, default=0, help="training process; 0 or more (default: 0)")
-            command.add_argument("--attempt", type=int, help="attempt (default: the newest)")
+            which_one = command.add_mutually_exclusive_group()
+            which_one.add_argument("--attempt", type=int, metavar="N", help="attempt (default: the newest)")
+            which_one.add_argument("--group", type=int, metavar="G", help="newest attempt of this group of an array")
             command.add_argument("-f", "--follow", action="store_true", help="stay, and print what comes, to its end")
     text = "how two runs differ in config, parents and metrics, with their curves"
     compare = commands.add_parser("compare", help=text, description=text)
@@ -109,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _why(console: Console, run: Run) -> int:
     console.print(f"[bold]{run.name}[/bold]", soft_wrap=True)
-    for sentence in story(run, run_state.standing(run), now=time.time()):
+    for sentence in story(run, run_state.standing(run), SlurmWords.asked(run.intents()), now=time.time()):
         console.print(escape(sentence), soft_wrap=True)
     return 0
 
@@ -128,6 +135,18 @@ def _stop(console: Console, run: Run) -> int:
         "unknown": "asked to save and stop, if it is at work at all",
     }.get(state, f"nothing works on it ({state})")
     console.print(f"{run.name}: {said}; the same launch command goes on from there", soft_wrap=True)
+    return 0
+
+
+def _save(console: Console, run: Run) -> int:
+    state = run_state.standing(run).state
+    if state != "running" or not STAGES[run.stage].training:
+        what = (
+            f"no training is at work on it ({state})" if STAGES[run.stage].training else "an array saves task by task"
+        )
+        raise ValueError(f"{run.name}: {what}; there is nothing to save")
+    run.request_save()
+    console.print(f"{run.name}: asked for a checkpoint after the step at hand", soft_wrap=True)
     return 0
 
 

@@ -29,7 +29,7 @@ from dalle2_video.training.engine import Engine, learning_rate
 from dalle2_video.training.export import export
 from dalle2_video.training.health import StepHealth, spread_nonfinite
 from dalle2_video.training.run_control import RunControl
-from dalle2_video.training.stop import PREEMPT, StopFlag
+from dalle2_video.training.stop import PREEMPT, StopFlag, Switch
 from dalle2_video.training.watchdog import Watchdog
 from dalle2_video.training.window import Window
 
@@ -74,6 +74,9 @@ class Trainer:
         # Opened now: a split without clips is refused before the first step, not at the first validation.
         self.train_set, self.val_set = stage.dataset("train"), stage.dataset("val")
         self.flag = StopFlag(control.stop_requested if self.rank == 0 else lambda: False)
+        self.save_switch = Switch(control.save_requested if self.rank == 0 else lambda: False)
+        self.save_asked = False
+        """Whether a checkpoint is to be made after this step, as all ranks agree."""
         self.commits = Commits(control, self.engine.state, self.engine.model.module)
         self.window = Window()
         policies = {
@@ -135,7 +138,9 @@ class Trainer:
             if last or done % self.runtime.validate_every == 0:
                 self._validate(done)
             ends = last or flag > 0
-            if ends or done == retry or done % self.runtime.checkpoint_every == 0:
+            # After a save that failed the switch waits for the next try, as everything does.
+            asked = self.save_asked and not retry
+            if ends or asked or done == retry or done % self.runtime.checkpoint_every == 0:
                 saved = self._save(done, must=ends)
                 retry = 0 if saved else done + max(1, self.runtime.checkpoint_every // 10)
             if flag and not last:
@@ -176,17 +181,20 @@ class Trainer:
         applied = self.engine.step(step, [micro_loss(batch) for batch in batches], norm_limit=self.health.norm_limit())
         if applied:
             ema.update(self.engine.state, step + 1, self.stage.optim.ema_decay)
-        # One reduction carries loss, metrics and both flags, so that every rank stops at the same step.
+        # One reduction carries loss, metrics and flags, so that every rank stops, or saves, at the same step.
         flag = self.flag.poll()
         local = {"loss": torch.stack(losses).mean()}
         local |= {name: torch.stack([values[name].detach() for values in metrics]).mean() for name in metrics[0]}
         names = sorted(local)
-        vector = torch.stack([local[name].float() for name in names] + [torch.tensor(0.0, device=self.device)] * 2)
+        vector = torch.stack([local[name].float() for name in names] + [torch.tensor(0.0, device=self.device)] * 3)
         if flag:
             vector[len(names) + flag - 1] = 1.0
+        if self.save_switch.poll():
+            vector[-1] = 1.0
         vector = distributed.total(vector).cpu()
         means = {name: vector[index].item() / self.world_size for index, name in enumerate(names)}
         means["grad_norm"] = self.engine.grad_norm()
+        self.save_asked = vector[-1].item() > 0
         self.window.add(means, applied=applied)
         if event := self.health.judge(step + 1, means["loss"], means["grad_norm"], applied=applied):
             self._event(event)

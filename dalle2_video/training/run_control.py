@@ -17,7 +17,7 @@ class RunControl(Protocol):
         """Return an empty folder, visible to all ranks, for the next checkpoint."""
 
     def commit_checkpoint(self, step: int, staged: Path) -> None:
-        """Publish a complete checkpoint and remove the ones no longer needed."""
+        """Publish a complete checkpoint, take back a request to save, and remove the checkpoints no longer needed."""
 
     def skipped(self, folder: Path) -> None:
         """Note that a checkpoint is damaged: it does not count as one that is kept."""
@@ -33,3 +33,6 @@ class RunControl(Protocol):
 
     def stop_requested(self) -> bool:
         """Whether somebody asked the run to stop."""
+
+    def save_requested(self) -> bool:
+        """Whether somebody asked for a checkpoint now."""

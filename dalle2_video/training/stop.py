@@ -1,7 +1,7 @@
 """Stopping: signals and switches set a flag; the loop reads it once a step, at the same step on all ranks.
 
 USR2 (preemption with notice, time limit) is PREEMPT: save, then ask for a requeue. TERM, INT and the STOP switch of
-the run folder are STOP: save and never requeue, or the job would be immune to scancel.
+the run folder are STOP: save and never requeue, or the job would be immune to scancel. The SAVE switch stops nothing.
 """
 
 from __future__ import annotations
@@ -16,15 +16,30 @@ PREEMPT = 2
 _SWITCH_INTERVAL_S = 1.0
 
 
+class Switch:
+    """A switch in the run folder that any member of the group may create; looked at at most once a second."""
+
+    def __init__(self, look: Callable[[], bool]) -> None:
+        self._look = look
+        self._looked_s = 0.0
+
+    def poll(self) -> bool:
+        """Return whether it was seen just now; between two looks it is not."""
+        now = time.monotonic()
+        if now - self._looked_s < _SWITCH_INTERVAL_S:
+            return False
+        self._looked_s = now
+        return self._look()
+
+
 class StopFlag:
     """This process's wish to stop: 0, STOP or PREEMPT; the highest ever seen stays."""
 
     def __init__(self, switch: Callable[[], bool]) -> None:
         """switch: whether somebody asked through the run folder; asked at most once a second, on rank 0."""
-        self._switch = switch
+        self._switch = Switch(switch)
         self._value = 0
         self._pid = os.getpid()
-        self._asked_s = 0.0
         for number, value in ((signal.SIGUSR2, PREEMPT), (signal.SIGTERM, STOP), (signal.SIGINT, STOP)):
             signal.signal(number, lambda *_, value=value: self._raise_to(value))
 
@@ -35,9 +50,6 @@ class StopFlag:
 
     def poll(self) -> int:
         """Return the flag of this process."""
-        now = time.monotonic()
-        if now - self._asked_s >= _SWITCH_INTERVAL_S:
-            self._asked_s = now
-            if self._switch():
-                self._raise_to(STOP)
+        if self._switch.poll():
+            self._raise_to(STOP)
         return self._value

@@ -215,6 +215,9 @@ class Control:
     def stop_requested(self) -> bool:
         return False
 
+    def save_requested(self) -> bool:
+        return False
+
 
 class RecordedDraws:
     """Draws that add what they give to a digest for each sample."""

@@ -279,14 +279,18 @@ def test_an_intent_is_claimed_once_and_resolved_to_its_newest_job(run: Run) -> N
     ]
 
 
-def test_a_request_to_stop_stands_until_it_is_taken_back(run: Run) -> None:
-    assert not run.stop_requested()
-    run.request_stop()
-    run.request_stop()
-    assert run.stop_requested()
-    run.clear_stop()
-    run.clear_stop()
-    assert not run.stop_requested()
+@pytest.mark.parametrize("what", ["stop", "save"])
+def test_a_request_to_stop_or_save_stands_until_it_is_taken_back(run: Run, what: str) -> None:
+    requested, request, clear = (
+        getattr(run, name) for name in (f"{what}_requested", f"request_{what}", f"clear_{what}")
+    )
+    assert not requested()
+    request()
+    request()
+    assert requested() and (run.folder / what.upper()).exists()
+    clear()
+    clear()
+    assert not requested()
 
 
 def test_finished_tasks_keep_their_first_record(run: Run) -> None:

@@ -338,6 +338,16 @@ def test_stop_asks_every_run_that_is_not_done(
     assert run.stop_requested() == asked
 
 
+def test_save_asks_a_training_at_work_and_refuses_all_others(
+    every_state: dict[str, Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for state, run in every_state.items():
+        assert runs.main(["save", run.spec.id]) == (0 if state == "running" else 2)
+        answer = capsys.readouterr()
+        assert ("asked for a checkpoint" in answer.out) == run.save_requested() == (state == "running")
+        assert ("there is nothing to save" in answer.err) == (state != "running")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["show", "zzzz"], ["why", "aaaa"], ["stop", "prior/aaaa000001"], ["logs", "aaaa000001", "--attempt", "9"]],

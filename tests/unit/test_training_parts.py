@@ -16,10 +16,11 @@ from PIL import Image
 from dalle2_video.config import OptimConfig
 from dalle2_video.generation.video_file import contact_sheet, enlarge, read_mp4, write_mp4
 from dalle2_video.models.factory import ModelDims, build, export_files, load_export
+from dalle2_video.training import stop
 from dalle2_video.training.ema import decay_at
 from dalle2_video.training.engine import learning_rate
 from dalle2_video.training.export import export_digest
-from dalle2_video.training.stop import PREEMPT, STOP, StopFlag
+from dalle2_video.training.stop import PREEMPT, STOP, StopFlag, Switch
 from experiments.recipes import tiny
 
 
@@ -65,6 +66,16 @@ def test_signals_raise_the_flag_and_the_highest_stays() -> None:
 @pytest.mark.usefixtures("keep_signal_handlers")
 def test_switch_raises_the_flag_to_stop() -> None:
     assert StopFlag(lambda: True).poll() == STOP
+
+
+def test_a_switch_is_looked_at_once_a_second_and_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    switch = Switch(lambda: not looks.append(stop.time.monotonic()))  # type: ignore[func-returns-value]
+    seen = []
+    for now in (100.0, 100.4, 100.9, 101.0, 101.5, 103.0):
+        monkeypatch.setattr(stop.time, "monotonic", lambda now=now: now)
+        seen.append(switch.poll())
+    assert seen == [True, False, False, True, False, True] and looks == [100.0, 101.0, 103.0]
 
 
 @pytest.mark.usefixtures("keep_signal_handlers")

@@ -125,6 +125,10 @@ class Control:
         """Nobody asks."""
         return False
 
+    def save_requested(self) -> bool:
+        """Nobody asks."""
+        return False
+
     def append(self, kind: str, record: dict[str, Any]) -> None:
         """Fail: nothing here may skip a step or find a checkpoint damaged."""
         raise AssertionError(record)
@@ -322,7 +326,7 @@ class Bench:
             engine_s[0] = time.perf_counter() - started_s
             return applied
 
-        engine.step = timed  # type: ignore[method-assign, assignment]
+        engine.step = timed  # type: ignore[method-assign]
         shares = []
         for _ in range(steps):
             dist.barrier()
