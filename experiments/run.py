@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 from experiments import files, identity
 from experiments.identity import Parent
+from experiments.intents import Intent as Intent  # part of what a run is made of
+from experiments.intents import Launched
 
 EndKind = Literal["done", "preempted", "timeout", "stopped", "error", "hang"]
 _TAIL_BYTES = 16384
@@ -70,16 +72,7 @@ class Commit:
     path: Path
 
 
-@dataclass(frozen=True, kw_only=True)
-class Intent:
-    """A launcher's will to run, written before anything is submitted; `job` once it is known."""
-
-    number: int
-    request: dict[str, Any]
-    job: dict[str, Any] | None
-
-
-class Run:
+class Run(Launched):
     """One run folder."""
 
     def __init__(self, folder: Path, created: float | None = None) -> None:
@@ -89,7 +82,7 @@ class Run:
             files.follow_group_mode(folder.parents[2])
         if created is None:
             raise ValueError(f"{folder} is not a run folder: it has no run.json")
-        self.folder = folder
+        super().__init__(folder)
         self.created = created
         """When run.json was written, by the file system's clock, in seconds since the epoch."""
 
@@ -101,21 +94,6 @@ class Run:
             raise ValueError(f"{self.folder} is gone: the run was removed")
         stored["parents"] = {name: Parent(**parent) for name, parent in stored["parents"].items()}
         return RunSpec(**stored)
-
-    @property
-    def stage(self) -> str:
-        """Stage, as the folder says."""
-        return self.folder.parent.name
-
-    @property
-    def id(self) -> str:
-        """Identity, as the folder's name says: it ends with it."""
-        return self.folder.name.rpartition("-")[2]
-
-    @property
-    def name(self) -> str:
-        """`stage/recipe-id`."""
-        return f"{self.stage}/{self.folder.name}"
 
     def check_drift(self, config: dict[str, Any]) -> None:
         """Raise ValueError with the differences where the run's config means something else than `config`.
@@ -210,38 +188,11 @@ class Run:
         ]
         return sorted(found)
 
-    def intents(self) -> list[Intent]:
-        """All intents, oldest first."""
-        return [self.intent(number) for number in self._intent_numbers()]
-
-    def _intent_numbers(self) -> list[int]:
-        names = files.names_in(f"{self.folder}/intent")
-        return [int(name[:4]) for name in names if re.fullmatch(r"\d{4}\.json", name)]
-
-    def newest_intent(self) -> int:
-        """Number of the newest intent; 0 where there is none."""
-        return max(self._intent_numbers(), default=0)
-
-    def intent(self, number: int) -> Intent:
-        """Return one intent."""
-        path = f"{self.folder}/intent/{number:04d}"
-        request = files.read_json(f"{path}.json")
-        if request is None:
-            raise ValueError(f"{self.name} has no launch {number}; the run was removed, or its folder is damaged")
-        return Intent(number=number, request=request, job=files.read_json(f"{path}.job.json"))
-
-    def claim_intent(self, number: int, request: dict[str, Any]) -> bool:
-        """Record the will to run before anything is submitted; False where another launcher took the number.
-
-        A launcher decides on what intents 1..n say and then claims n+1: so of two launchers that saw the same state
-        just one goes on.
-        """
-        whole = request | {"time": time.time()}
-        return files.create_exclusive(self.folder / "intent" / f"{number:04d}.json", files.encode(whole))
-
-    def resolve_intent(self, number: int, job: dict[str, Any]) -> None:
-        """Record the job that an intent became."""
-        files.write_atomic(self.folder / "intent" / f"{number:04d}.job.json", files.encode(job))
+    def record_code_difference(self, number: int, text: str) -> Path:
+        """Record how the code of a launch differs from that of the launch before; return the file."""
+        path = self.folder / "intent" / f"{number:04d}.code.diff"
+        files.write_atomic(path, text.encode())
+        return path
 
     def prepared(self) -> bool:
         """Return whether an array's first step is done, without which no task can start."""

@@ -23,7 +23,8 @@ from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.runtime import RuntimeConfig
 from launch.parents import needed_parts
 from launch.stages import STAGES, StageInfo
-from slurm.executor import Placement
+from slurm import clusters
+from slurm.placement import Placement
 
 _SEED_HELP = "Seed of order, crops, captions, noise, dropout and initial weights; 0 or more."
 
@@ -99,13 +100,14 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
     """Parse a launcher's command line; prints help, or an error and exits with code 2, where tyro says so."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="tiny")
+    first.add_argument("--cluster", default="auto")
     known, rest = first.parse_known_args(list(arguments))
     recipe = load_recipe(known.recipe)
     if getattr(recipe, info.name, recipe) is None:
         raise ValueError(f"recipe {known.recipe} has no {info.name} stage")
     parts = [part for part in needed_parts(info) if getattr(recipe, part) is not None]
     parsed: Any = tyro.cli(
-        _options_type(info, recipe, parts),
+        _options_type(info, recipe, parts, clusters.defaults(known.cluster)),
         args=rest,
         prog=f"launch/{info.name}.py",
         description=f"Stage {info.name}, recipe {known.recipe} (--recipe NAME takes: {', '.join(recipe_names())}).",
@@ -132,12 +134,12 @@ class _Empty:
     pass
 
 
-def _options_type(info: StageInfo, recipe: Recipe, parts: Sequence[str]) -> type:
-    """Return the dataclass of this launcher's options; its defaults are the recipe's values."""
+def _options_type(info: StageInfo, recipe: Recipe, parts: Sequence[str], placement: Placement) -> type:
+    """Return the dataclass of this launcher's options; its defaults are the recipe's and the cluster profile's."""
     flat = tyro.conf.arg(name="")
     fields: list[tuple[str, Any, Any]] = [
         ("options", Annotated[LaunchOptions, flat], field(default_factory=LaunchOptions)),
-        ("placement", Annotated[Placement, flat], field(default_factory=Placement)),
+        ("placement", Annotated[Placement, flat], field(default_factory=lambda: placement)),
     ]
     if info.training:
         fields.append(("runtime", Annotated[RuntimeConfig, flat], field(default_factory=RuntimeConfig)))

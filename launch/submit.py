@@ -8,9 +8,7 @@ Ctrl-C            the run is asked to save and stop (on this machine), exit code
 from __future__ import annotations
 
 import errno
-import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +18,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from dalle2_video.data_config import DataConfig
-from experiments import files, identity, reconcile
+from experiments import code_snapshot, files, identity, reconcile
 from experiments.identity import Parent
 from experiments.registry import Registry, default_home
-from experiments.run import Intent, Run, RunSpec
+from experiments.run import Run, RunSpec
 from launch import array_progress, estimate, parents
 from launch.arguments import Arguments, parse, to_dict_or_value
 from launch.progress import follow
 from launch.stages import STAGES, StageInfo
+from launch.start import Order, job_name, start
 from slurm import executor, run_state
-from slurm.local import process_record
+from slurm.executor import Submission, Work
 
 USER_ERROR = 2
 MANIFEST, NOTES = "manifest.json", "notes.json"
 INTERRUPTED = 130
-STOP_TIMEOUT_S = 120
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -89,7 +87,7 @@ def _launch(info: StageInfo, arguments: Arguments) -> int:
                 console.print(f"[yellow]note[/yellow]: {escape(note)}")
             files.create_exclusive(run.folder / NOTES, files.encode(planned.notes))
             files.create_exclusive(run.folder / MANIFEST, files.encode_rows(planned.manifest))
-        return _start_or_attach(run, info, arguments, planned)
+        return _start(run, info, arguments, planned)
     except (FileNotFoundError, ValueError) as error:
         if (run.folder / "run.json").exists():
             raise
@@ -97,13 +95,14 @@ def _launch(info: StageInfo, arguments: Arguments) -> int:
 
 
 def _check_batch(info: StageInfo, arguments: Arguments) -> None:
-    optim = getattr(arguments.recipe, info.name).optim
-    micro, accumulation = arguments.runtime.accumulation(optim.batch_size, arguments.placement.world_size)
-    if info.whole_batch and accumulation > 1:
-        raise ValueError(
-            f"--micro-batch {micro}: the contrastive loss of {info.name} compares all {optim.batch_size} samples of a "
-            f"batch and cannot be accumulated; leave --micro-batch out, or use more ranks"
-        )
+    optim, placement = getattr(arguments.recipe, info.name).optim, arguments.placement
+    for nodes in {placement.nodes, placement.min_nodes or placement.nodes}:
+        micro, accumulation = arguments.runtime.accumulation(optim.batch_size, nodes * placement.ranks)
+        if info.whole_batch and accumulation > 1:
+            raise ValueError(
+                f"--micro-batch {micro}: the contrastive loss of {info.name} compares all {optim.batch_size} samples "
+                f"of a batch and cannot be accumulated; leave --micro-batch out, or use more ranks"
+            )
 
 
 def _plan(registry: Registry, info: StageInfo, arguments: Arguments) -> _Planned:
@@ -167,62 +166,28 @@ def _scan(data_root: str, data: DataConfig) -> tuple[list[list[Any]], str, list[
     return [clip.to_row(Path(data_root)) for clip in clips], fingerprint(clips), notes
 
 
-def _start_or_attach(run: Run, info: StageInfo, arguments: Arguments, planned: _Planned) -> int:
-    while True:
-        intents = run.intents()
-        decision = run_state.decision(run, intents, retry=arguments.options.retry)
-        if decision.action in ("poisoned", "unknown"):
-            raise ValueError(f"{run.name}: {decision.reason}\n(its folder: {run.folder})")
-        if decision.action == "finished":
-            return _report_done(run)
-        if decision.action == "attach" and run.stop_requested():
-            _wait_for_stop(run)
-            continue
-        if decision.action == "launch":
-            number = len(intents) + 1
-            if not run.claim_intent(number, _request(run, info, arguments, intents, planned)):
-                continue  # another launcher was quicker: look again
-            run.clear_stop()
-            console.print(f"[bold]{run.name}[/bold]: {decision.reason}")
-            _submit(run, info, arguments, number)
-        else:
-            console.print(f"[bold]{run.name}[/bold]: {decision.reason}")
-            job = intents[-1].job
-            console.print(f"  {job_words(job) if job else 'about to be submitted'}; logs: {run.folder / 'logs'}")
-        local = arguments.placement.resolved_cluster() == "local"
-        if arguments.options.wait == "no" or (arguments.options.wait == "auto" and not local):
-            console.print(f"follow it: {arguments.command(info.name)} --wait yes")
-            return 0
-        return _wait(run, stop_on_interrupt=local)
+def _start(run: Run, info: StageInfo, arguments: Arguments, planned: _Planned) -> int:
+    """Start the run, or attach to it; return the exit code."""
+    started = start(run, _order(info, arguments, planned), lambda text: console.print(escape(text)))
+    if started.decision.action == "finished":
+        return _report_done(run)
+    if started.submission is None:
+        assert started.intent is not None
+        job = started.intent.job
+        console.print(f"[bold]{run.name}[/bold]: {started.decision.reason}")
+        console.print(f"  {job_words(job) if job else 'about to be submitted'}; logs: {run.folder / 'logs'}")
+    else:
+        _tell(run, started.submission, len(run.intents()[-1].request["groups"]), training=info.training)
+    local = arguments.placement.resolved_cluster() == "local"
+    if arguments.options.wait == "no" or (arguments.options.wait == "auto" and not local):
+        console.print(f"follow it: {arguments.command(info.name)} --wait yes")
+        return 0
+    return _wait(run, stop_on_interrupt=local)
 
 
-def _wait_for_stop(run: Run) -> None:
-    """Wait until the job that was asked to stop has gone; to attach to it would end with nothing at work."""
-    console.print(f"[bold]{run.name}[/bold]: was asked to stop; waiting for its job to save and end")
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while run_state.decision(run, run.intents(), retry=False).action == "attach":
-        if time.monotonic() > deadline:
-            raise ValueError(
-                f"{run.name}: still stopping after {STOP_TIMEOUT_S} s; look: python tools/runs.py why {run.spec.id}"
-            )
-        time.sleep(1)
-
-
-def _submit(run: Run, info: StageInfo, arguments: Arguments, number: int) -> None:
-    """Submit what an intent asks for; every job is on record as soon as it is known."""
-    groups = len(run.intent(number).request["groups"])
-    submission = executor.submit(
-        run.folder,
-        f"{info.name}-{run.spec.id}",
-        number,
-        groups,
-        arguments.placement,
-        training=info.training,
-        parallel=arguments.array.parallel,
-        on_job=lambda record: run.resolve_intent(number, record),
-    )
+def _tell(run: Run, submission: Submission, groups: int, *, training: bool) -> None:
     what = job_words(submission.record)
-    if not info.training:
+    if not training:
         what += f", {submission.groups} group{'s' * (submission.groups != 1)} of tasks"
     console.print(f"  {what}; logs: {run.folder / 'logs'}")
     if submission.refused:
@@ -240,34 +205,18 @@ def job_words(job: dict[str, Any]) -> str:
     return f"process {job['pid']}"
 
 
-def _request(
-    run: Run, info: StageInfo, arguments: Arguments, intents: Sequence[Intent], planned: _Planned
-) -> dict[str, Any]:
-    missing = sorted(set(range(planned.num_tasks)) - run.tasks_done())
-    forgiven = run.newest_attempt() if arguments.options.retry else run_state.forgiven(intents)
-    return {
-        "training": info.training,
-        "groups": share_out(missing, arguments.array.tasks),
-        "num_tasks": planned.num_tasks,
-        "num_clips": planned.num_clips,
-        "parallel": arguments.array.parallel,
-        "world_size": arguments.placement.world_size if info.training else 1,
-        "runtime": to_dict_or_value(arguments.runtime),
-        "placement": to_dict_or_value(arguments.placement),
-        "forgiven": forgiven,
-        # Where the files lie today: the same files in another place are the same run.
-        "data_root": str(Path(arguments.data_root).absolute()) if arguments.data_root else None,
-        "launcher": process_record(os.getpid()),
-    }
-
-
-def share_out(missing: Sequence[int], jobs: int) -> list[list[int]]:
-    """Return the tasks of each group: `jobs` groups, or one a task where there are fewer tasks.
-
-    Without any task one empty group is left, which does the array's last step; a training's only group is that too.
-    """
-    groups = max(1, min(jobs, len(missing)))
-    return [list(missing[group::groups]) for group in range(groups)]
+def _order(info: StageInfo, arguments: Arguments, planned: _Planned) -> Order:
+    return Order(
+        training=info.training,
+        placement=arguments.placement,
+        runtime=to_dict_or_value(arguments.runtime),
+        tasks=arguments.array.tasks,
+        parallel=arguments.array.parallel,
+        num_tasks=planned.num_tasks,
+        num_clips=planned.num_clips,
+        data_root=str(Path(arguments.data_root).absolute()) if arguments.data_root else None,
+        retry=arguments.options.retry,
+    )
 
 
 def _wait(run: Run, *, stop_on_interrupt: bool) -> int:
@@ -337,14 +286,15 @@ def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, planned:
 
         preprocess_estimate.show(console, arguments, registry.home, tasks_done)
     if arguments.placement.resolved_cluster() == "slurm":
-        groups = max(1, min(arguments.array.tasks, planned.num_tasks - tasks_done))
-        text = executor.sbatch_text(
-            folder,
-            info.name,
-            arguments.placement,
+        work = Work(
+            run_folder=folder,
+            name=job_name(folder),
+            intent=1,
             training=info.training,
-            groups=groups,
+            placement=arguments.placement,
+            code=code_snapshot.folder(registry.home, "CODE"),
+            groups=max(1, min(arguments.array.tasks, planned.num_tasks - tasks_done)),
             parallel=arguments.array.parallel,
         )
-        console.print(text, markup=False)
+        console.print(executor.sbatch_text(work), markup=False)
     return 0

@@ -1,99 +1,64 @@
 """Submitting: the only module that imports submitit.
 
-submitit writes the sbatch text, arrays, logs and local processes. Its requeueing is not used (see `slurm/job.py`), nor
-is its idea of a job's state (see `slurm/job_state.py`). What a job runs is always `slurm.job.main` by name.
+submitit writes the sbatch text and calls sbatch, and starts the supervisor of a run on this machine. Its requeueing is
+not used (see `slurm/attempt.py`), nor its idea of a job's state (see `slurm/job_state.py`), nor on Slurm its pickles: a
+job's command line says what it runs, `python -m slurm.job RUN INTENT`, from a copy of the code.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from slurm import job, job_state, local
+from slurm import job_state, local
+from slurm.placement import Placement
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 LOCAL_TIME_LIMIT_MIN = 60 * 24 * 30
+SUBMISSION_INTERVAL_S = 0.25
+"""Least time between two calls of sbatch by one launcher: a chain or a sweep must not storm the controller."""
+PATIENCE_S = 300.0
+"""How long a launcher goes on trying where the controller does not answer."""
+_PAUSES_S = (2, 5, 10, 20, 30)
+_TRANSIENT = re.compile(
+    r"unable to contact slurm controller|socket timed out|connection (?:refused|reset|timed out)|zero bytes were "
+    r"transmitted|temporarily unable|try again|slurm backup controller|unexpected message|communication connection "
+    r"failure|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+"""What sbatch says where the same call may succeed a little later."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where a job runs. Never part of a run's identity."""
+class Work:
+    """What is to be submitted: one intent of one run."""
 
-    cluster: Literal["auto", "slurm", "local"] = "auto"
-    """Executor; auto takes Slurm where `sbatch` is found and a cluster is configured, and this machine otherwise."""
-    nodes: int = 1
-    """Nodes of a training job; 1 or more."""
-    ranks_per_node: int = 1
-    """Training processes a node (one a GPU); 1 or more."""
-    gpus_per_node: int = 0
-    """GPUs asked of Slurm for each node; 0 or more."""
-    cpus_per_rank: int = 2
-    """CPUs asked of Slurm for each rank; 1 or more."""
-    mem_gb: int = 0
-    """Memory asked of Slurm for each node in GB; 0 leaves it to the cluster."""
-    time_min: int = 24 * 60
-    """Time limit of a Slurm job in minutes; the run goes on in the next job."""
-    signal_lead_s: int = 120
-    """Seconds between Slurm's warning and the end of a job; at least twice the time of a checkpoint."""
-    partition: str | None = None
-    """Slurm partition."""
-    account: str | None = None
-    """Slurm account."""
-
-    def __post_init__(self) -> None:
-        least = {"nodes": 1, "ranks_per_node": 1, "cpus_per_rank": 1, "time_min": 1}
-        least |= {"gpus_per_node": 0, "mem_gb": 0, "signal_lead_s": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be {value} or more")
-        if self.resolved_cluster() == "local" and self.nodes > 1:
-            lacking = "this is --cluster local" if self.cluster == "local" else job_state.no_slurm()
-            raise ValueError(f"--nodes {self.nodes} needs Slurm, and {lacking}; use --nodes 1")
-
-    @property
-    def world_size(self) -> int:
-        """Ranks of a training job."""
-        return self.nodes * self.ranks_per_node
-
-    def resolved_cluster(self) -> Literal["slurm", "local"]:
-        """Executor that `auto` stands for on this machine."""
-        if self.cluster != "auto":
-            return self.cluster
-        return "local" if job_state.no_slurm() else "slurm"
-
-
-def _slurm_executor(folder: Path, name: str, placement: Placement, *, training: bool) -> submitit.AutoExecutor:
-    # A USR2 that arrives while imports run must not kill Python: it starts with the signal ignored.
-    python = f"env --ignore-signal=USR2 {shlex.quote(sys.executable)}"
-    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_python=python)
-    more: dict[str, Any] = {"requeue": True}
-    executor.update_parameters(
-        name=name,
-        timeout_min=placement.time_min,
-        nodes=placement.nodes if training else 1,
-        tasks_per_node=placement.ranks_per_node if training else 1,
-        cpus_per_task=placement.cpus_per_rank,
-        stderr_to_stdout=True,
-        slurm_signal_delay_s=placement.signal_lead_s,
-        slurm_setup=[f"export PYTHONPATH={shlex.quote(str(REPOSITORY))}"],
-        # Without it rank 0 runs on, and hangs, when another rank dies.
-        slurm_srun_args=["--kill-on-bad-exit=1"],
-        slurm_additional_parameters=more,
-        **({"gpus_per_node": placement.gpus_per_node} if placement.gpus_per_node else {}),
-        **({"mem_gb": placement.mem_gb} if placement.mem_gb else {}),
-        **({"slurm_partition": placement.partition} if placement.partition else {}),
-        **({"slurm_account": placement.account} if placement.account else {}),
-    )
-    return executor
+    run_folder: Path
+    name: str
+    """Job name; with the comment it finds a submission whose answer was lost."""
+    intent: int
+    training: bool
+    placement: Placement
+    code: Path
+    """Copy of the code that the job runs."""
+    groups: int = 1
+    """Array groups; 1 for a training."""
+    parallel: int = 0
+    """Groups that may run at once; 0 for no limit."""
+    dependency: str = ""
+    """Slurm dependency: `afterany:4711:4712`; "" for none."""
+    module: str = "slurm.job"
+    """What Python runs, with run folder, intent and first group as arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,73 +74,93 @@ class Submission:
 
 
 def submit(
-    run_folder: Path,
-    name: str,
-    intent: int,
-    groups: int,
-    placement: Placement,
-    *,
-    training: bool,
-    parallel: int = 0,
-    on_job: Callable[[dict[str, Any]], None],
+    work: Work, *, on_job: Callable[[dict[str, Any]], None], say: Callable[[str], None] = lambda _: None
 ) -> Submission:
     """Submit what an intent asks for.
 
-    groups: array groups (1 for training); parallel: groups that may run at once, 0 for no limit; on_job: takes the job
-    record as soon as there is one and whenever it grows, so that what is submitted is never lost. Raises ValueError
-    with sbatch's words where Slurm refuses the job and nothing was submitted.
+    on_job: takes the job record as soon as there is one and whenever it grows, so that what is submitted is never lost;
+    say: told why it takes long. Raises ValueError with sbatch's words where Slurm refuses the job, or does not answer
+    for five minutes, and nothing was submitted.
     """
-    logs = run_folder / "logs"
-    if placement.resolved_cluster() == "slurm":
-        return _submit_arrays(run_folder, name, intent, groups, placement, training, parallel, on_job)
-    executor = submitit.AutoExecutor(logs, cluster="local")
-    executor.update_parameters(timeout_min=LOCAL_TIME_LIMIT_MIN, name=name, stderr_to_stdout=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    if work.placement.resolved_cluster() == "slurm":
+        return _submit_arrays(work, on_job, say)
+    executor = submitit.AutoExecutor(work.run_folder / "logs", cluster="local")
+    executor.update_parameters(timeout_min=LOCAL_TIME_LIMIT_MIN, name=work.name, stderr_to_stdout=True)
     # The job outlives the terminal: a Ctrl-C or hang-up is for the launcher, which asks the run to stop.
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    # The supervisor and its ranks import the copy of the code, not what stands in the working folder by then.
+    environment = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(work.code), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
-        submitted = executor.submit(local.supervise, str(run_folder), intent, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        submitted = executor.submit(local.supervise, str(work.run_folder), work.intent, visible)
     finally:
+        for name in ("PYTHONPATH", "PYTHONSAFEPATH"):
+            os.environ.pop(name)
+            if name in environment:
+                os.environ[name] = environment[name]
         for number, handler in previous.items():
             signal.signal(number, handler)
     record = local.process_record(int(submitted.job_id))
     on_job(record)
-    return Submission(record=record, groups=groups)
+    return Submission(record=record, groups=work.groups)
 
 
-def _submit_arrays(
-    run_folder: Path,
-    name: str,
-    intent: int,
-    groups: int,
-    placement: Placement,
-    training: bool,
-    parallel: int,
-    on_job: Callable[[dict[str, Any]], None],
-) -> Submission:
-    shares = split(groups, job_state.max_array_size() if groups > 1 else 1)
+def _submit_arrays(work: Work, on_job: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> Submission:
+    shares = split(work.groups, job_state.max_array_size() if work.groups > 1 else 1)
+    cluster = job_state.cluster_name()
     ids: list[str] = []
     first = 0
     for number, size in enumerate(shares):
-        executor = _slurm_executor(run_folder / "logs", name, placement, training=training)
-        executor.update_parameters(slurm_array_parallelism=_throttle(parallel, number, shares))
-        mine = range(first, first + size)
         try:
-            jobs = executor.map_array(job.main, [str(run_folder)] * size, [intent] * size, mine)
-        except FailedJobError as error:
+            ids.append(_sbatch(work, first, size, _throttle(work.parallel, number, shares), say))
+        except (FailedJobError, FailedSubmissionError) as error:
             words = str(error).strip()
             if ids:
-                return Submission(record=_slurm_record(ids), groups=first, refused=words)
-            fewer = " (or ask for fewer jobs: --tasks)" if groups > 1 else ""
+                return Submission(record=_slurm_record(ids, cluster), groups=first, refused=words)
+            fewer = " (or ask for fewer jobs: --tasks)" if work.groups > 1 else ""
             raise ValueError(f"sbatch refused the job: {words}; mend it{fewer}, then run the same command") from error
-        ids.append(jobs[0].job_id.split("_")[0])
-        on_job(_slurm_record(ids))
+        on_job(_slurm_record(ids, cluster))
         first += size
-    return Submission(record=_slurm_record(ids), groups=groups)
+    return Submission(record=_slurm_record(ids, cluster), groups=work.groups)
 
 
-def _slurm_record(ids: list[str]) -> dict[str, Any]:
-    return {"executor": "slurm", "ids": list(ids)}
+_last_submission_s = 0.0
+
+
+def _sbatch(work: Work, first: int, size: int, at_once: int, say: Callable[[str], None]) -> str:
+    """Submit one array, or one job where `size` is 1 and it is the only one; return its id.
+
+    Where the controller does not answer it is tried again for a while; whether an earlier try came through after all is
+    looked up first. Raises FailedJobError with sbatch's words.
+    """
+    global _last_submission_s
+    comment = job_state.comment(work.intent, first)
+    deadline_s = time.monotonic() + PATIENCE_S
+    tries = 0
+    while True:
+        time.sleep(max(0.0, _last_submission_s + SUBMISSION_INTERVAL_S - time.monotonic()))
+        _last_submission_s = time.monotonic()
+        try:
+            executor = _executor(work, first, size, at_once)
+            executor.folder.mkdir(exist_ok=True)
+            return executor._submit_command(_command(work, first)).job_id
+        except FailedJobError as error:
+            words = str(error).strip()
+            pause_s = _PAUSES_S[min(tries, len(_PAUSES_S) - 1)]
+            if not _TRANSIENT.search(words) or time.monotonic() + pause_s > deadline_s:
+                raise
+            last_line = words.splitlines()[-1]
+            say(f"Slurm's controller does not take jobs ({last_line}); trying again in {pause_s} s. Ctrl-C gives up")
+            tries += 1
+            time.sleep(pause_s)
+            if found := job_state.submitted(work.name, comment):
+                return found[0]
+
+
+def _slurm_record(ids: list[str], cluster: str | None) -> dict[str, Any]:
+    return {"executor": "slurm", "ids": list(ids), "cluster": cluster}
 
 
 def split(groups: int, max_array_size: int) -> list[int]:
@@ -191,13 +176,80 @@ def _throttle(parallel: int, number: int, shares: list[int]) -> int:
     return max(1, parallel // len(shares) + (number < parallel % len(shares)))
 
 
-def sbatch_text(
-    run_folder: Path, name: str, placement: Placement, *, training: bool, groups: int = 1, parallel: int = 0
-) -> str:
+def sbatch_text(work: Work) -> str:
     """Return the (first) sbatch file that `submit` would hand to Slurm, for `--dry-run`."""
-    executor = _slurm_executor(run_folder / "logs", name, placement, training=training)._executor
-    if groups > 1:
-        shares = split(groups, job_state.max_array_size())
-        executor.update_parameters(array_parallelism=_throttle(parallel, 0, shares))
-        executor.parameters["map_count"] = shares[0]
-    return executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
+    shares = split(work.groups, job_state.max_array_size() if work.groups > 1 else 1)
+    executor = _executor(work, 0, shares[0], _throttle(work.parallel, 0, shares))
+    return executor._make_submission_file_text(_command(work, 0), "dry-run")
+
+
+def _command(work: Work, first: int) -> str:
+    python = work.placement.python or shlex.quote(sys.executable)
+    arguments = shlex.join([str(work.run_folder), str(work.intent), str(first)])
+    # A USR2 that arrives while imports run must not kill Python: it starts with the signal ignored.
+    return f"env --ignore-signal=USR2 {python} -u -m {work.module} {arguments}"
+
+
+def _executor(work: Work, first: int, size: int, at_once: int) -> submitit.SlurmExecutor:
+    """Return submitit's executor with the parameters of one array."""
+    placement, training = work.placement, work.training
+    executor = submitit.SlurmExecutor(work.run_folder / "logs")
+    more: dict[str, Any] = {"requeue": True}
+    if training and placement.min_nodes is not None and placement.min_nodes < placement.nodes:
+        more["nodes"] = f"{placement.min_nodes}-{placement.nodes}"
+    if training and not work.dependency:
+        # Should one intent ever become two jobs, the second waits for the first and finds nothing left to do.
+        more["dependency"] = "singleton"
+    elif work.dependency:
+        more["dependency"] = work.dependency
+    for option in placement.sbatch:
+        key, equals, value = option.partition("=")
+        more[key] = value if equals else True
+    given = {
+        "partition": placement.partition,
+        "account": placement.account,
+        "qos": placement.qos,
+        "constraint": placement.constraint,
+        "exclude": placement.exclude,
+        "gpus_per_node": placement.gpus_per_node or None,
+        "mem": f"{placement.mem_gb}GB" if placement.mem_gb else None,
+    }
+    executor.update_parameters(
+        job_name=work.name,
+        comment=job_state.comment(work.intent, first),
+        time=placement.time_min,
+        nodes=placement.nodes if training else 1,
+        ntasks_per_node=placement.ranks if training else 1,
+        cpus_per_task=placement.cpus_per_rank,
+        stderr_to_stdout=True,
+        signal_delay_s=placement.signal_lead_s,
+        setup=_setup(work),
+        # Without it rank 0 runs on, and hangs, when another rank dies.
+        srun_args=["--kill-on-bad-exit=1"],
+        array_parallelism=at_once,
+        additional_parameters=more,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if work.groups > 1:
+        executor.parameters["map_count"] = size
+    return executor
+
+
+def _setup(work: Work) -> list[str]:
+    """Lines of shell before the ranks start."""
+    placement = work.placement
+    lines = [
+        f"export PYTHONPATH={shlex.quote(str(work.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        # The working folder is where the launcher stood: the repository, which may have changed since.
+        "export PYTHONSAFEPATH=1",
+        *placement.setup,
+    ]
+    if placement.scratch:
+        # Not quoted: it may name variables of the job. Each node makes it for itself.
+        lines += [f'export TMPDIR="{placement.scratch}"']
+    if placement.interface:
+        lines += [f"export {name}_SOCKET_IFNAME={shlex.quote(placement.interface)}" for name in ("NCCL", "GLOO")]
+    for variable in placement.env:
+        name, _, value = variable.partition("=")
+        lines.append(f"export {name}={shlex.quote(value)}")
+    return lines

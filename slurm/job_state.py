@@ -1,4 +1,4 @@
-"""What Slurm says. Is the job alive? squeue first, sacct second; what cannot be known is "unknown", never "gone"."""
+"""What Slurm says. Is the job alive? squeue first, else sacct; what cannot be known is "unknown", never "gone"."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.reconcile import Liveness
 from experiments.run import Intent
@@ -22,8 +23,15 @@ ENDED = frozenset(
 CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
 """Where Slurm's commands look for a cluster unless SLURM_CONF names a file; the second is that of a node that fetches
 its configuration."""
+SUBMISSION_S = 900.0
+"""Age from which on a launcher on another host, which tries for five minutes, can no longer be about to submit."""
+JOBS_A_QUESTION = 500
+"""Job ids in one call of squeue or sacct: a command line has a limit."""
+_DEFAULT_MAX_REQUEUES = 5
 _QUERY_TIMEOUT_S = 30
 _DEFAULT_MAX_ARRAY_SIZE = 1001
+_NO_SUCH_JOB = "invalid job id"
+Key = TypeVar("Key")
 
 
 def no_slurm() -> str:
@@ -39,14 +47,60 @@ def no_slurm() -> str:
     return "" if ask(["scontrol", "ping"]) else "`sbatch` is there without a cluster's configuration"
 
 
+def comment(intent: int, first_group: int) -> str:
+    """Comment of a job: with its name it tells which submission of which launch it is."""
+    return f"dalle2-video:{intent}:{first_group}"
+
+
+def submitted(name: str, comment_start: str) -> list[str] | None:
+    """Return the ids of the jobs in the queue with this name and a comment that begins so; None if none can tell.
+
+    Of any user: a colleague may have launched the run.
+    """
+    answer = ask(["squeue", "--noheader", "--format=%F|%k", f"--name={name}"])
+    if answer is None:
+        return None
+    pairs = [line.strip().split("|", 1) for line in answer.splitlines() if "|" in line]
+    return sorted({job for job, found in pairs if found.startswith(comment_start)}, key=int)
+
+
 def of_intent(intent: Intent) -> Liveness:
     """Tell whether what an intent asked for is queued, running or about to be submitted."""
-    if intent.job is None:
-        # Not submitted yet, or its launcher died before it could: the launcher's own process tells.
-        return of_process(intent.request["launcher"])
-    if intent.job["executor"] == "local":
-        return of_process(intent.job)
-    return of_slurm_jobs(intent.job["ids"])
+    return of_intents({0: intent})[0]
+
+
+def of_intents(intents: Mapping[Key, Intent]) -> dict[Key, Liveness]:
+    """Tell so of many intents: one question to squeue for all that have a job, where it is silent one to sacct."""
+    slurm = {
+        key: set(intent.job["ids"])
+        for key, intent in intents.items()
+        if intent.job is not None and intent.job["executor"] == "slurm"
+    }
+    clusters = {key: (intents[key].job or {}).get("cluster") for key in slurm}
+    cluster = cluster_name() if any(clusters.values()) else None
+    answers: dict[Key, Liveness] = {}
+    for key, intent in intents.items():
+        if intent.job is None:
+            answers[key] = _of_submission(intent)
+        elif intent.job["executor"] == "local":
+            answers[key] = of_process(intent.job)
+        else:
+            answers[key] = "unknown"  # where it is another cluster's, of which this one knows nothing
+    return answers | _of_slurm({key: ids for key, ids in slurm.items() if clusters[key] in (None, cluster)})
+
+
+def _of_submission(intent: Intent) -> Liveness:
+    """Tell of an intent without a job: its launcher is about to submit it, or died before or just after it did."""
+    launcher = of_process(intent.request["launcher"])
+    if launcher == "alive" or intent.request.get("executor") != "slurm":
+        return launcher
+    found = submitted(intent.request["job_name"], comment(intent.number, 0).rpartition(":")[0] + ":")
+    if found:
+        return "alive"
+    if found is None:
+        return "unknown"
+    old = time.time() - intent.request["time"] > SUBMISSION_S
+    return "gone" if launcher == "gone" or old else "unknown"
 
 
 def of_process(record: dict[str, Any]) -> Liveness:
@@ -56,38 +110,102 @@ def of_process(record: dict[str, Any]) -> Liveness:
     return "alive" if start_ticks(record["pid"]) == record["start_ticks"] is not None else "gone"
 
 
-def of_slurm_jobs(job_ids: Sequence[str]) -> Liveness:
-    """Tell whether any of several Slurm jobs, or any task of one that is an array, is in the queue."""
-    jobs = ",".join(job_ids)
-    queued = ask(["squeue", "--noheader", "--format=%T", "--jobs", jobs])
-    if queued is not None and queued.strip():
-        return "gone" if all(state in ENDED for state in queued.split()) else "alive"
-    recorded = ask(["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", "--jobs", jobs])
-    # `4711_3|CANCELLED by 1000`: task 3 of array 4711
-    lines = [line.strip().split("|") for line in (recorded or "").splitlines() if line.strip()]
-    if any(state.split()[0] not in ENDED for _, state in lines):
-        return "alive"
-    known = {job.split("_")[0] for job, _ in lines}
-    return "gone" if known >= set(job_ids) else "unknown"
+def _of_slurm(jobs: Mapping[Key, set[str]]) -> dict[Key, Liveness]:
+    """Tell of sets of Slurm jobs whether any of each, or any task of one that is an array, is to run or running.
+
+    The controller is the truth: a job that it does not know is gone. Where it does not answer, the accounting may.
+    """
+    every: set[str] = set().union(*jobs.values())
+    known = _queued(every)
+    sure = known is not None
+    if known is None:
+        known = _recorded(every)
+    answers: dict[Key, Liveness] = {}
+    for key, ids in jobs.items():
+        alive = any(not over for job in ids & known.keys() for over in known[job])
+        answers[key] = "alive" if alive else "gone" if sure or ids <= known.keys() else "unknown"
+    return answers
+
+
+def _queued(jobs: Collection[str]) -> dict[str, list[bool]] | None:
+    """Return, by job in the queue, whether each of its parts is over; None where the controller does not answer.
+
+    A job that Slurm holds because it was requeued too often is over: nothing but a new submission makes it run.
+    """
+    found: dict[str, list[bool]] = {}
+    for some in _in_portions(jobs):
+        columns = "--Format=ArrayJobID:24,State:24,Reason:48,RestartCnt:12"
+        done, answer, words = _run(["squeue", "--noheader", columns, f"--jobs={','.join(some)}"])
+        if not done and _NO_SUCH_JOB not in words.lower():
+            return None
+        for line in answer.splitlines() if done else []:
+            job, state, reason, restarts = (
+                line[:24].strip(),
+                line[24:48].strip(),
+                line[48:96].strip(),
+                line[96:].strip(),
+            )
+            held = state == "PENDING" and reason == "JobHeldAdmin" and int(restarts) >= _max_requeues()
+            found.setdefault(job, []).append(held or state in ENDED)
+    return found
+
+
+def _recorded(jobs: Collection[str]) -> dict[str, list[bool]]:
+    """Return the same of jobs in the accounting; empty where there is none."""
+    found: dict[str, list[bool]] = {}
+    for some in _in_portions(jobs):
+        command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State"]
+        for line in (ask([*command, f"--jobs={','.join(some)}"]) or "").splitlines():
+            # `4711_3|CANCELLED by 1000`: task 3 of array 4711
+            job, _, state = line.strip().partition("|")
+            if state:
+                found.setdefault(job.split("_")[0], []).append(state.split()[0] in ENDED)
+    return found
+
+
+def _in_portions(jobs: Collection[str]) -> Iterable[list[str]]:
+    ordered = sorted(jobs)
+    return (ordered[first : first + JOBS_A_QUESTION] for first in range(0, len(ordered), JOBS_A_QUESTION))
+
+
+def cluster_name() -> str | None:
+    """Name of the cluster that this host's commands talk to; None where it does not answer."""
+    return _setting("ClusterName")
 
 
 def max_array_size() -> int:
     """Return how many jobs one Slurm array holds: indices count from 0 and stay below the cluster's MaxArraySize."""
-    answer = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask(["scontrol", "show", "config"]) or "", re.MULTILINE)
+    answer = _setting("MaxArraySize")
     # 0 means that the cluster takes no arrays.
-    return max(1, int(answer[1])) if answer else _DEFAULT_MAX_ARRAY_SIZE
+    return max(1, int(answer)) if answer else _DEFAULT_MAX_ARRAY_SIZE
+
+
+def _max_requeues() -> int:
+    answer = _setting("MaxBatchRequeue") or ""
+    return int(answer) if answer.isdigit() else _DEFAULT_MAX_REQUEUES
+
+
+def _setting(name: str) -> str | None:
+    answer = re.search(rf"^{name}\s*=\s*(\S+)", ask(["scontrol", "show", "config"]) or "", re.MULTILINE)
+    return answer[1] if answer else None
 
 
 def try_cancel_queued(intent: Intent) -> None:
-    """Take those Slurm jobs of an intent out of the queue that have not started: they have nothing to save."""
+    """Take those Slurm jobs of an intent out of the queue that are not running: they have nothing to save."""
     if intent.job is not None and intent.job["executor"] == "slurm":
         ask(["scancel", "--state=PENDING", *intent.job["ids"]])
 
 
 def ask(command: list[str]) -> str | None:
     """Return what one of Slurm's commands prints, or None where it is missing, fails or does not answer in time."""
+    done, answer, _ = _run(command)
+    return answer if done else None
+
+
+def _run(command: list[str]) -> tuple[bool, str, str]:
+    """Return whether a command succeeded, what it printed, and what it said on standard error."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout if answer.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, "", str(error)
+    return answer.returncode == 0, answer.stdout, answer.stderr

@@ -7,16 +7,13 @@ imports neither torch nor submitit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments import reconcile
 from experiments.reconcile import Decision, Liveness, State
 from experiments.run import AttemptRecord, Intent, Run
 from slurm import job_state
-
-JOBS_A_QUESTION = 500
-"""Job ids in one call of squeue or sacct: a command line has a limit."""
 
 
 def forgiven(intents: Sequence[Intent]) -> int:
@@ -80,7 +77,7 @@ def standings(runs: Sequence[Run]) -> list[Standing]:
         for index, run in enumerate(runs)
         if found[index] is None and (number := run.newest_intent())
     }
-    liveness = of_intents(intents)
+    liveness = job_state.of_intents(intents)
     for index, run in enumerate(runs):
         if found[index] is None:
             found[index] = _told(run, intents.get(index), liveness.get(index))
@@ -116,39 +113,3 @@ def _standing(run: Run, decided: Decision, attempts: Sequence[AttemptRecord], ne
     state = reconcile.state(decided, attempts, newest_intent=newest_intent)
     working = reconcile.at_work(attempts, newest_intent=newest_intent) if state == "running" else frozenset()
     return Standing(state=state, decision=decided, at_work=working, attempts=tuple(attempts))
-
-
-def of_intents(intents: Mapping[int, Intent]) -> dict[int, Liveness]:
-    """Tell of each intent what `job_state.of_intent` would, with one question to squeue and at most one to sacct."""
-    slurm = {
-        key: set(intent.job["ids"])
-        for key, intent in intents.items()
-        if intent.job is not None and intent.job["executor"] == "slurm"
-    }
-    answers = {key: job_state.of_intent(intent) for key, intent in intents.items() if key not in slurm}
-    queued = _states(["squeue", "--noheader", "--format=%F|%T"], set().union(*slurm.values()))
-    rest = {key: ids for key, ids in slurm.items() if not ids & queued.keys()}
-    # `4711_3|CANCELLED by 1000`: task 3 of array 4711
-    recorded = _states(
-        ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State"], set().union(*rest.values())
-    )
-    for key, ids in slurm.items():
-        known = recorded if key in rest else queued
-        if any(not ended for job in ids & known.keys() for ended in known[job]):
-            answers[key] = "alive"
-        else:
-            answers[key] = "gone" if key not in rest or ids <= known.keys() else "unknown"
-    return answers
-
-
-def _states(command: list[str], jobs: Collection[str]) -> dict[str, list[bool]]:
-    """Ask a Slurm command that prints `job|state`; return by job whether each of its parts has ended."""
-    found: dict[str, list[bool]] = {}
-    ordered = sorted(jobs)
-    for first in range(0, len(ordered), JOBS_A_QUESTION):
-        answer = job_state.ask([*command, f"--jobs={','.join(ordered[first : first + JOBS_A_QUESTION])}"])
-        for line in (answer or "").split("\n"):
-            job, _, state = line.strip().partition("|")
-            if state:
-                found.setdefault(job.split("_")[0], []).append(state.split()[0] in job_state.ENDED)
-    return found

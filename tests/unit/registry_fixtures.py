@@ -109,3 +109,8 @@ def generate(registry: Registry, count: int, *, job: dict[str, Any] | None = Non
             (folder / f"beat.{attempt:04d}").write_text(json.dumps({"step": 50 * attempt, "steps": 200}))
         if end == "done":
             (folder / "DONE").write_bytes(files.encode({"digest": f"{number:064x}", "time": 2e9}))
+
+
+def squeue_rows(*rows: tuple[str, str]) -> str:
+    """Return a shell command that prints what squeue does of (job, state)."""
+    return "; ".join(f"printf '%-24s%-24s%-48s%-12s\\n' {job} {state} None 0" for job, state in rows)

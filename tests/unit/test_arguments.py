@@ -21,7 +21,7 @@ from experiments.identity import run_id
 from launch.arguments import load_recipe, override_flags, parse, recipe_names
 from launch.parents import needed_parts
 from launch.stages import STAGES, lineage
-from slurm.executor import Placement
+from slurm.placement import Placement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = load_recipe("tiny")

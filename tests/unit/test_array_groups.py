@@ -13,17 +13,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from registry_fixtures import make_spec
-from submitit.core.utils import DelayedSubmission
+from registry_fixtures import make_spec, squeue_rows
 
 from dalle2_video.config_io import to_dict
 from experiments.registry import HOME_VARIABLE, Registry
 from experiments.run import Run
-from launch import progress, submit
+from launch import progress, start, submit
 from launch.arguments import load_recipe
 from launch.array_progress import ArrayWatch
 from slurm import executor, local, run_state
-from slurm.executor import Placement
+from slurm.placement import Placement
 
 SLURM = Placement(cluster="slurm")
 SHARDS = ["--cluster", "slurm", "--data.clips-per-shard", "1"]
@@ -31,7 +30,7 @@ SHARDS = ["--cluster", "slurm", "--data.clips-per-shard", "1"]
 
 @given(missing=st.sets(st.integers(0, 2000), max_size=60), jobs=st.integers(1, 80))
 def test_groups_share_out_just_what_is_missing_evenly(missing: set[int], jobs: int) -> None:
-    groups = submit.share_out(sorted(missing), jobs)
+    groups = start.share_out(sorted(missing), jobs)
     assert sorted(task for group in groups for task in group) == sorted(missing)
     assert len(groups) == max(1, min(jobs, len(missing)))
     assert max(map(len, groups)) - min(map(len, groups)) <= 1
@@ -56,8 +55,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     commands = {
         "srun": "exit 1",
-        "scontrol": "echo MaxArraySize = 2",
-        "squeue": f"cat {folder}/squeue 2>/dev/null",
+        "scontrol": "echo ClusterName = stub; echo MaxArraySize = 2",
+        "squeue": "true",
         "sacct": "exit 1",
         "sbatch": f'n=$(ls {folder} | grep -c batch-); n=$((n + 1)); [ $n -le "$(cat {folder}/limit)" ] '
         f"|| {{ echo job submit limit >&2; exit 1; }}; cp $1 {folder}/batch-$n; echo Submitted batch job $n",
@@ -78,11 +77,16 @@ def arrays(slurm: Path) -> list[str | None]:
 
 
 def submit_groups(folder: Path, groups: int, seen: list[dict[str, Any]], **options: Any) -> executor.Submission:
-    return executor.submit(folder, "name", 7, groups, SLURM, training=False, on_job=seen.append, **options)
+    work = executor.Work(
+        run_folder=folder, name="name", intent=7, training=False, placement=SLURM, code=folder, groups=groups, **options
+    )
+    return executor.submit(work, on_job=seen.append)
 
 
-def groups_of(pickle: Path) -> int:
-    return DelayedSubmission.load(pickle).args[2]
+def first_groups(slurm: Path) -> list[int]:
+    """The first group of each submitted file, the last argument of its command."""
+    texts = [path.read_text().strip() for path in sorted(slurm.glob("batch-*"))]
+    return [int(text.splitlines()[-1].split()[-1]) for text in texts]
 
 
 def test_more_groups_than_an_array_holds_become_several_arrays_that_know_their_groups(
@@ -92,9 +96,9 @@ def test_more_groups_than_an_array_holds_become_several_arrays_that_know_their_g
     submission = submit_groups(tmp_path, 5, seen, parallel=4)
     assert [record["ids"] for record in seen] == [["1"], ["1", "2"], ["1", "2", "3"]]
     assert (submission.record, submission.groups, submission.refused) == (seen[-1], 5, "")
-    assert arrays(slurm) == ["0-1%2", "0-1%1", None]
-    names = ["1_0", "1_1", "2_0", "2_1", "3"]
-    assert [groups_of(tmp_path / f"logs/{name}_submitted.pkl") for name in names] == [0, 1, 2, 3, 4]
+    assert arrays(slurm) == ["0-1%2", "0-1%1", "0-0%1"]
+    assert first_groups(slurm) == [0, 2, 4]
+    assert not list(tmp_path.rglob("*.pkl"))
 
 
 def test_without_a_limit_all_tasks_of_an_array_may_run_at_once(slurm: Path, tmp_path: Path) -> None:
@@ -107,7 +111,7 @@ def test_what_was_submitted_before_a_refusal_stays_on_record(slurm: Path, tmp_pa
     (slurm / "limit").write_text("1")
     seen: list[dict[str, Any]] = []
     submission = submit_groups(tmp_path, 5, seen)
-    assert submission.record == {"executor": "slurm", "ids": ["1"]} == seen[-1]
+    assert submission.record == {"executor": "slurm", "ids": ["1"], "cluster": "stub"} == seen[-1]
     assert submission.groups == 2 and "job submit limit" in submission.refused
 
 
@@ -141,29 +145,29 @@ def test_a_launch_after_a_refusal_waits_for_what_runs_and_then_submits_only_what
     assert "sbatch refused 2 of 4 groups" in said.err and "job submit limit" in said.err
     assert "Slurm job 1, 2 groups of tasks" in said.out
     run, request, job = newest(home)
-    assert job == {"executor": "slurm", "ids": ["1"]}
+    assert job == {"executor": "slurm", "ids": ["1"], "cluster": "stub"}
     assert (request["num_tasks"], request["num_clips"]) == (10, 10)
     assert request["groups"] == [[0, 4, 8], [1, 5, 9], [2, 6], [3, 7]]
 
-    (slurm / "squeue").write_text("#!/bin/sh\necho RUNNING\n")
+    (slurm / "squeue").write_text(f"#!/bin/sh\n{squeue_rows(('1', 'RUNNING'))}\n")
     (slurm / "limit").write_text("99")
     assert submit.main("preprocess", command) == 0
     assert "running or queued already" in capsys.readouterr().out
     assert len(run.intents()) == 1
 
-    (slurm / "squeue").write_text("#!/bin/sh\necho COMPLETED\n")
+    (slurm / "squeue").write_text(f"#!/bin/sh\n{squeue_rows(('1', 'COMPLETED'))}\n")
     for task in (0, 4, 8, 1, 5, 9, 2):
         run.finish_task(task, {"clips": []})
     assert submit.main("preprocess", command) == 0
     assert "goes on; finished tasks stay: 7" in capsys.readouterr().out
     _, request, job = newest(home)
-    assert request["groups"] == [[3], [6], [7]] and job == {"executor": "slurm", "ids": ["2", "3"]}
+    assert request["groups"] == [[3], [6], [7]] and job == {"executor": "slurm", "ids": ["2", "3"], "cluster": "stub"}
 
     for task in (3, 6, 7):
         run.finish_task(task, {"clips": []})
     assert submit.main("preprocess", command) == 0
     _, request, job = newest(home)
-    assert request["groups"] == [[]] and job == {"executor": "slurm", "ids": ["4"]}
+    assert request["groups"] == [[]] and job == {"executor": "slurm", "ids": ["4"], "cluster": "stub"}
 
 
 def test_a_dry_run_shows_the_array_that_would_be_submitted(

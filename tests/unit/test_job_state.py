@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registry_fixtures import squeue_rows
 
 from experiments.run import Intent
 from slurm import job_state
 from slurm.local import process_record, start_ticks
+
+GONE = {"host": socket.gethostname(), "pid": 2**22 + 1, "start_ticks": 1}
 
 
 @pytest.fixture
@@ -97,47 +100,88 @@ def test_before_the_job_is_known_its_launcher_speaks_for_it_and_then_the_job(sle
     assert job_state.of_intent(intent(other, living)) == "gone"
 
 
+HELD = "printf '%-24s%-24s%-48s%-12s\\n' 4711 PENDING JobHeldAdmin "
+
+
 @pytest.mark.parametrize(
     ("squeue", "sacct", "answer"),
     [
-        ("echo RUNNING", "exit 1", "alive"),
-        ("echo PENDING", "exit 1", "alive"),
-        ("echo COMPLETING", "echo COMPLETED", "alive"),
-        ("echo COMPLETED; echo RUNNING", "exit 1", "alive"),
-        ("echo COMPLETED; echo FAILED", "exit 1", "gone"),
+        (squeue_rows(("4711", "RUNNING")), "exit 1", "alive"),
+        (squeue_rows(("4711", "PENDING")), "exit 1", "alive"),
+        (squeue_rows(("4711", "COMPLETING")), "echo '4711|COMPLETED'", "alive"),
+        (squeue_rows(("4711", "COMPLETED"), ("4711", "RUNNING")), "exit 1", "alive"),
+        (squeue_rows(("4711", "COMPLETED"), ("4711", "FAILED")), "exit 1", "gone"),
+        # The controller is the truth: what it does not know is gone, whatever the accounting has or lacks.
+        ("true", "exit 1", "gone"),
+        ("true", "echo '4711|RUNNING'", "gone"),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", "exit 1", "gone"),
+        # Where it does not answer, the accounting may.
         ("exit 1", "echo '4711|COMPLETED'", "gone"),
         ("exit 1", "echo '4711_0|CANCELLED by 1000'; echo '4711_1|TIMEOUT'", "gone"),
         ("exit 1", "echo '4711_0|NODE_FAIL'; echo '4711_[1-9]|PENDING'", "alive"),
-        ("true", "echo '4711|RUNNING'", "alive"),
         ("exit 1", "true", "unknown"),
         ("exit 1", "exit 1", "unknown"),
-        ("true", "exit 1", "unknown"),
+        # Held because it was requeued too often: only a new submission helps. Held by somebody: it waits.
+        (HELD + "5", "exit 1", "gone"),
+        (HELD + "1", "exit 1", "alive"),
     ],
 )
 def test_a_slurm_job_is_what_squeue_says_and_else_what_sacct_says(
     squeue: str, sacct: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, monkeypatch, "4711", squeue=squeue, sacct=sacct)
-    assert job_state.of_slurm_jobs(["4711"]) == answer
+    install(tmp_path, monkeypatch, "--jobs=4711", squeue=squeue, sacct=sacct)
     assert job_state.of_intent(intent({"executor": "slurm", "ids": ["4711"]}, process_record(os.getpid()))) == answer
 
 
 @pytest.mark.parametrize(
     ("squeue", "sacct", "answer"),
     [
-        ("echo COMPLETED; echo PENDING", "exit 1", "alive"),
-        ("true", "echo '4711_0|COMPLETED'; echo '4712_0|RUNNING'", "alive"),
-        ("true", "echo '4711_0|COMPLETED'; echo '4712_0|FAILED'", "gone"),
+        (squeue_rows(("4711", "COMPLETED"), ("4712", "PENDING")), "exit 1", "alive"),
+        ("exit 1", "echo '4711_0|COMPLETED'; echo '4712_0|RUNNING'", "alive"),
+        ("exit 1", "echo '4711_0|COMPLETED'; echo '4712_0|FAILED'", "gone"),
         # Nobody knows of the second: that it ended cannot be said.
-        ("true", "echo '4711_0|COMPLETED'; echo '4711_1|COMPLETED'", "unknown"),
+        ("exit 1", "echo '4711_0|COMPLETED'; echo '4711_1|COMPLETED'", "unknown"),
     ],
 )
 def test_of_several_slurm_jobs_all_must_have_ended(
     squeue: str, sacct: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, monkeypatch, "4711,4712", squeue=squeue, sacct=sacct)
+    install(tmp_path, monkeypatch, "--jobs=4711,4712", squeue=squeue, sacct=sacct)
     job = {"executor": "slurm", "ids": ["4711", "4712"]}
     assert job_state.of_intent(intent(job, process_record(os.getpid()))) == answer
+
+
+def test_a_job_of_another_cluster_is_unknown_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "#!/bin/sh\necho 'ClusterName = here'\n"
+    for name, text in (("scontrol", script), ("squeue", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    job = {"executor": "slurm", "ids": ["4711"]}
+    launcher = process_record(os.getpid())
+    assert job_state.of_intent(intent(job | {"cluster": "here"}, launcher)) == "gone"
+    assert job_state.of_intent(intent(job | {"cluster": "elsewhere"}, launcher)) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("host", "age_s", "squeue", "answer"),
+    [
+        ("here", 1.0, "echo '4711|dalle2-video:1:0'", "alive"),
+        ("here", 1.0, "echo '4711|dalle2-video:11:0'", "gone"),  # another launch's
+        ("here", 1.0, "true", "gone"),
+        ("here", 1.0, "exit 1", "unknown"),
+        ("elsewhere", 1.0, "true", "unknown"),
+        ("elsewhere", 1.0, "echo '4711|dalle2-video:1:0'", "alive"),
+        ("elsewhere", 2 * job_state.SUBMISSION_S, "true", "gone"),
+    ],
+)
+def test_a_job_whose_launcher_died_before_it_could_record_it_is_found_in_the_queue(
+    host: str, age_s: float, squeue: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, "--name=prior-abc.1234", squeue=squeue)
+    launcher = GONE if host == "here" else GONE | {"host": "elsewhere"}
+    request = {"launcher": launcher, "executor": "slurm", "job_name": "prior-abc.1234", "time": time.time() - age_s}
+    assert job_state.of_intent(Intent(number=1, request=request, job=None)) == answer
 
 
 def test_only_what_has_not_started_is_taken_out_of_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,4 +221,5 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, last: str, **commands
 
 def test_without_slurms_commands_a_slurm_job_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert job_state.of_slurm_jobs(["4711"]) == "unknown"
+    job = {"executor": "slurm", "ids": ["4711"]}
+    assert job_state.of_intent(intent(job, process_record(os.getpid()))) == "unknown"

@@ -8,11 +8,11 @@ import socket
 from pathlib import Path
 
 import pytest
-from registry_fixtures import generate, make_spec
+from registry_fixtures import generate, make_spec, squeue_rows
 
 from experiments.registry import HOME_VARIABLE, Registry
 from experiments.run import Run
-from slurm import run_state
+from slurm import job_state, run_state
 from slurm.local import process_record
 from tools import runs, runs_list
 
@@ -185,19 +185,19 @@ def test_the_queue_is_asked_once_for_all_runs(
     answers(
         tmp_path,
         monkeypatch,
-        squeue="printf '100|RUNNING\\n101|PENDING\\n102|FAILED\\n200|COMPLETED\\n201|RUNNING\\n'",
+        squeue=squeue_rows(("100", "RUNNING"), ("101", "PENDING"), ("102", "FAILED"), ("200", "COMPLETED"))
+        + "; "
+        + squeue_rows(("201", "RUNNING")),
         sacct="printf '103|TIMEOUT\\n103_1|CANCELLED by 7\\n300_0|COMPLETED\\n'",
     )
-    liveness = run_state.of_intents({number: run.intent(1) for number, run in enumerate(found)})
-    assert [liveness[number] for number in range(7)] == [
-        *("alive", "alive", "gone", "gone", "unknown"),
-        *("alive", "unknown"),
-    ]
-    assert (tmp_path / "squeue.asked").read_text().count("\n") == 1
-    assert (tmp_path / "sacct.asked").read_text().count("\n") == 1
-    assert "100" not in (tmp_path / "sacct.asked").read_text().rpartition("=")[2]
     states = [standing.state for standing in run_state.standings(found)]
-    assert states == ["running", "running", "failed", "failed", "unknown", "running", "unknown"]
+    assert states == ["running", "running", "failed", "failed", "failed", "running", "failed"]
+    assert (tmp_path / "squeue.asked").read_text().count("\n") == 1
+    assert not (tmp_path / "sacct.asked").exists()
+    (tmp_path / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    states = [standing.state for standing in run_state.standings(found)]
+    assert states == ["unknown", "unknown", "unknown", "failed", "unknown", "unknown", "unknown"]
+    assert (tmp_path / "sacct.asked").read_text().count("\n") == 1
     for name in ("squeue", "sacct"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
     assert {standing.state for standing in run_state.standings(found)} == {"unknown"}
@@ -206,9 +206,10 @@ def test_the_queue_is_asked_once_for_all_runs(
 def test_more_jobs_than_a_command_line_holds_are_asked_about_in_turns(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_state, "JOBS_A_QUESTION", 2)
+    monkeypatch.setattr(job_state, "JOBS_A_QUESTION", 2)
     found = [on_slurm(registry, number, str(100 + number)) for number in range(5)]
-    jobs = 'for last; do :; done; for job in $(echo "${last#--jobs=}" | tr , " "); do echo "$job|RUNNING"; done'
+    row = 'printf "%-24s%-24s%-48s%-12s\\n" $job RUNNING None 0'
+    jobs = f'for last; do :; done; for job in $(echo "${{last#--jobs=}}" | tr , " "); do {row}; done'
     answers(tmp_path, monkeypatch, squeue=jobs, sacct="exit 1")
     assert {standing.state for standing in run_state.standings(found)} == {"running"}
     assert (tmp_path / "squeue.asked").read_text().count("\n") == 3
