@@ -13,6 +13,7 @@ import errno
 import hashlib
 import logging
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -290,7 +291,10 @@ def text_folders(root: Path, config: DataConfig, clips: Sequence[ClipFile] = ())
 def _no_text_folder(root: Path, kind: str, config: DataConfig) -> ValueError:
     configured = root / getattr(config.text_folders, kind)
     option = f"--data.text-folders.{kind.replace('_', '-')}"
-    return ValueError(f"caption folder {configured} does not exist; set {option} relative to {root}, {_SAMPLE_REMEDY}")
+    return ValueError(
+        f"caption folder {configured} does not exist; set {option} relative to {root}, {_SAMPLE_REMEDY}; to go without "
+        f"captions of this kind make an empty one: mkdir -p {shlex.quote(str(configured))}"
+    )
 
 
 def read_captions(clip_id: str, texts: Mapping[str, Source], folders: Mapping[str, Path]) -> list[Caption]:

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -164,6 +165,15 @@ def test_a_missing_folder_is_named_with_its_setting(root: Path, missing: str, re
         scan(root, CONFIG)
     assert str(root / missing) in str(error.value)
     assert "archives" in str(error.value) and "tools/make_sample_data.py" in str(error.value)
+
+
+def test_a_kind_of_caption_can_be_gone_without_by_the_command_in_the_message(root: Path) -> None:
+    shutil.rmtree(root / "texts/emotion")
+    with pytest.raises(ValueError) as error:
+        scan(root, CONFIG)
+    subprocess.run(str(error.value).rpartition(": ")[2], shell=True, check=True)
+    assert len(scan(root, CONFIG)) == 2
+    assert {caption.kind for caption in captions_of(root)} == set(CAPTION_KINDS) - {"emotion"}
 
 
 def test_an_empty_video_folder_is_refused(root: Path) -> None:
