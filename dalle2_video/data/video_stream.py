@@ -26,6 +26,8 @@ _LEAD_FRAMES = 3
 """Frames decoded ahead of a time that is sought: deinterlacing looks back by one, and rates are averages."""
 _PLAUSIBLE_STEP_S = 2.0
 """A longer step from one frame to the next is believed only within the duration that the file states."""
+_MOST_RATE = 500
+"""More frames per second are not believed: where Matroska states no rate, FFmpeg may take that of its clock for one."""
 _INTERLACED_ORDERS = {2, 3, 4, 5}
 """FFmpeg's AVFieldOrder: top or bottom field first, coded and displayed."""
 
@@ -63,7 +65,8 @@ class ClipStream:
         context.thread_type, context.thread_count = "NONE", 1
         context.options = open_options(config)
         self.ticks_per_s = 1 / Fraction(self.stream.time_base)
-        self.rate = float(self.stream.average_rate or self.stream.guessed_rate or 0)
+        rates = (self.stream.average_rate, self.stream.guessed_rate)
+        self.rate = next((float(rate) for rate in rates if rate and rate <= _MOST_RATE), 0.0)
         """Mean frames per second; 0 where unknown."""
         self.aspect = float(self.stream.sample_aspect_ratio or 1)
         """Width over height of a pixel."""

@@ -107,6 +107,20 @@ def test_one_pass_fills_every_size_as_far_as_it_goes(clip: Path) -> None:
     assert decode(source_of(clip), replace(config, max_frames=40, size_frames=()), short).num_frames == 24
 
 
+def test_a_rate_that_cannot_be_is_not_believed(tmp_path: Path) -> None:
+    path, copy = encode(tmp_path / "a.mp4", plain([50] * 48), SHARP, fps=24), tmp_path / "b.mp4"
+    with av.open(path) as source, av.open(str(copy), "w", format="matroska") as matroska:
+        stream = matroska.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.dts is not None:
+                packet.pts = packet.dts = round(number * 1001 / 24000 / packet.time_base)
+                packet.stream = stream
+                matroska.mux(packet)
+    with av.open(copy) as container:
+        assert container.streams.video[0].average_rate > 500
+    assert decode_to_arrays(source_of(copy), CONFIG)[0].source_fps == pytest.approx(24000 / 1001)
+
+
 def test_frames_past_the_end_are_left_alone(clip: Path) -> None:
     out = {32: np.full((100, 32, 32, 3), 77, np.uint8)}
     assert decode(source_of(clip), CONFIG, out).num_frames == 24
