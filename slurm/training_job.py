@@ -23,6 +23,7 @@ from dalle2_video.training.export import export_digest
 from dalle2_video.training.loop import Trainer
 from dalle2_video.training.watchdog import Hang, Watchdog, summary, suspect
 from experiments import files
+from experiments.milestones import Milestones
 from experiments.run import Attempt, Run, Superseded
 from slurm import logs, tracking
 from slurm.attempt import claim, leave_slurm, parents_of, record_failure, supervised_attempt, try_end
@@ -146,7 +147,8 @@ class Control:
 
     def __init__(self, attempt: Attempt, tracker: Tracker, *, keep_every: int) -> None:
         """keep_every: checkpoints of steps that this divides are kept for good; 0: none is."""
-        self.attempt, self.run, self._keep_every = attempt, attempt.run, keep_every
+        self.attempt, self.run = attempt, attempt.run
+        self._milestones = Milestones(attempt.run, keep_every)
         self._tracker = tracker
         self._records = Records(attempt)
         self._damaged: set[Path] = set()
@@ -174,7 +176,7 @@ class Control:
         sound = [commit for commit in commits if commit.path not in self._damaged]
         # After the commit: a reader must never see fewer than before. What is damaged counts for none.
         for commit in commits[: commits.index(sound[-KEPT_CHECKPOINTS:][0])]:
-            if self._keep_every and commit.step % self._keep_every == 0:
+            if commit in self._milestones:
                 continue
             try:
                 files.remove_tree(commit.path)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import files
+from experiments.milestones import Milestones
 from experiments.registry import Registry
 from experiments.run import Commit, Run
 from launch.stages import STAGES
@@ -76,7 +77,7 @@ def find(registry: Registry, *, older_than_s: float = 0.0, whole_runs: bool = Fa
             )
             continue
         kept = KEPT_DONE if standing.state == "done" else KEPT_UNFINISHED
-        for commit in _superseded(run, run.commits()[:-kept]):
+        for commit in _superseded(run, kept):
             why = f"checkpoint, not among the newest {kept}" if kept > 1 else "checkpoint of a finished run"
             found.append(Garbage(path=commit.path, why=why, bytes=size_of(commit.path), run=run, intents=seen))
     return found
@@ -130,11 +131,20 @@ def _leftover(name: str, standings: dict[str, Standing], *, old: bool) -> str | 
     return "left by a process that was killed" if old and _UNOWNED.fullmatch(name) else None
 
 
-def _superseded(run: Run, older: Sequence[Commit]) -> list[Commit]:
-    """Return the commits that are no milestones: steps that the run was told to keep for good."""
-    number = run.newest_intent() if older else 0
+def _superseded(run: Run, kept: int) -> list[Commit]:
+    """Return the commits that are neither among the newest `kept` nor milestones.
+
+    One that an attempt found damaged, and said so, counts for none: what it went on from instead stays.
+    """
+    commits = run.commits()
+    if len(commits) <= kept:
+        return []
+    damage = "".join(event["message"] for event in run.events() if event["event"] == "damaged checkpoint")
+    sound = [commit for commit in commits if commit.path.name not in damage] or commits
+    number = run.newest_intent()
     every = run.intent(number).request.get("runtime", {}).get("keep_every", 0) if number else 0
-    return [commit for commit in older if not every or commit.step % every]
+    milestones = Milestones(run, every)
+    return [commit for commit in commits[: commits.index(sound[-kept:][0])] if commit not in milestones]
 
 
 def _came_to_nothing(run: Run, standing: Standing, now: float) -> str | None:

@@ -76,6 +76,16 @@ def test_damaged_checkpoints_do_not_count_as_kept(attempt: Attempt) -> None:
     assert [step for step, _ in control.checkpoints()] == [5, 8, 9]
 
 
+def test_a_milestone_of_an_earlier_launch_stays_where_a_later_one_says_nothing_of_milestones(attempt: Attempt) -> None:
+    run = attempt.run
+    for number, every in ((1, 5), (2, 0)):
+        run.claim_intent(number, {"runtime": {"keep_every": every}})
+        control = Control(run.claim_attempt({"intent": number}), NoTracker(), keep_every=every)
+        for step in range(5 * number, 5 * number + 4):
+            control.commit_checkpoint(step, control.stage_commit())
+    assert [commit.step for commit in run.commits()] == [5, 12, 13]
+
+
 def test_of_too_many_waiting_records_the_newest_are_kept(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "WAITING", 3)
     written = Records(attempt)

@@ -17,7 +17,7 @@ from registry_fixtures import make_run, make_spec
 
 from experiments import files
 from experiments.registry import HOME_VARIABLE, Registry
-from experiments.run import Run
+from experiments.run import Attempt, Run
 from launch.arguments import load_recipe
 from slurm.local import process_record
 from tools import registry_garbage, runs
@@ -81,6 +81,30 @@ def test_the_newest_two_checkpoints_and_milestones_stay(registry: Registry, caps
     assert steps_of(run) == [20, 40, 50, 60]
     assert "removed runs/clip/tiny-aaaa000001/checkpoints/step-00000010.a0001" in said and "freed 2.0 KiB" in said
     assert gc(capsys) == "freed 0 bytes\n"
+
+
+def test_a_milestone_stays_where_a_later_launch_says_nothing_of_milestones(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(registry, "aaaa000001", GONE, [10, 20, 30, 40, 50, 60], keep_every=20)
+    run.claim_intent(2, {"launcher": GONE, "groups": [[]], "training": True, "runtime": {}})
+    run.resolve_intent(2, GONE)
+    run.claim_attempt({"intent": 2, "group": 0, "supervised": True}).end("stopped")
+    (run.folder / "checkpoints" / "step-00000040.a0002").mkdir()
+    gc(capsys)
+    assert [(commit.step, commit.attempt) for commit in run.commits()] == [(20, 1), (40, 1), (50, 1), (60, 1)]
+
+
+def test_checkpoints_that_an_attempt_found_damaged_do_not_count_as_kept(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(registry, "aaaa000001", GONE, [10, 20, 30, 40, 50])
+    for step in (40, 50):
+        path = run.folder / "checkpoints" / f"step-{step:08d}.a0001"
+        event = {"event": "damaged checkpoint", "message": f"{path}/weights: checksum differs from the manifest"}
+        Attempt(run, 1).append("events", event)
+    gc(capsys)
+    assert steps_of(run) == [20, 30, 40, 50]
 
 
 def test_a_finished_run_keeps_its_export_and_the_last_checkpoint(
