@@ -44,6 +44,11 @@ def take(home: Path, repository: Path) -> str:
     return name
 
 
+def version(repository: Path) -> str:
+    """Return the hash of the code of `repository`, without a copy."""
+    return _hash(_sources(repository))
+
+
 def folder(home: Path, name: str) -> Path:
     """Where a version of the code lies; a job has it on PYTHONPATH."""
     return home / "code" / name

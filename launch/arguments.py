@@ -80,6 +80,8 @@ class Arguments:
     data_root: str
     command: Callable[[str], str]
     """The command that launches another stage with the same options of the recipe."""
+    typed: str
+    """This command as it was typed."""
 
 
 def recipe_names() -> list[str]:
@@ -127,6 +129,7 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
         array=getattr(parsed, "array", ArrayOptions()),
         data_root=parsed.files.data_root if hasattr(parsed, "files") else "",
         command=command,
+        typed=shlex.join(["python", f"launch/{info.name}.py", *arguments]),
     )
 
 

@@ -10,28 +10,24 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from dalle2_video.data_config import DataConfig
-from experiments import code_snapshot, files, identity, reconcile
-from experiments.identity import Parent
+from experiments import code_snapshot, reconcile
 from experiments.registry import Registry, default_home
-from experiments.run import Run, RunSpec
-from launch import array_progress, estimate, parents
-from launch.arguments import Arguments, parse, to_dict_or_value
+from experiments.run import Run
+from launch import array_progress, estimate
+from launch.arguments import Arguments, parse
 from launch.progress import follow
+from launch.proposal import Proposal, check_batch, create, order, propose
 from launch.stages import STAGES, StageInfo
-from launch.start import Order, job_name, start
+from launch.start import REPOSITORY, job_name, start
 from slurm import executor, run_state
 from slurm.executor import Submission, Work
 
 USER_ERROR = 2
-MANIFEST, NOTES = "manifest.json", "notes.json"
 INTERRUPTED = 130
 console = Console(highlight=False, soft_wrap=True)
 
@@ -50,27 +46,11 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Planned:
-    """A run as it would be created."""
-
-    spec: RunSpec
-    num_tasks: int
-    """Tasks of an array; 0 for a training."""
-    num_clips: int
-    """Clips that the tasks share out; 0 where their work is not clips."""
-    manifest: list[list[Any]] | None
-    """Preprocessing: every clip as `ClipFile.to_row` has it."""
-    notes: list[str]
-    """Preprocessing: what was odd about the input."""
-
-
 def _launch(info: StageInfo, arguments: Arguments) -> int:
     registry = Registry(default_home())
-    if info.training:
-        _check_batch(info, arguments)
+    check_batch(info, arguments)
     try:
-        planned = _plan(registry, info, arguments)
+        proposal = propose(registry, info, arguments)
     except ValueError as error:
         if not arguments.options.dry_run:
             raise
@@ -78,97 +58,23 @@ def _launch(info: StageInfo, arguments: Arguments) -> int:
         estimate.show(console, info, arguments)
         return 0
     if arguments.options.dry_run:
-        return _dry_run(registry, info, arguments, planned)
+        return _dry_run(registry, info, arguments, proposal)
     registry.check_writable()
-    run = registry.create(planned.spec)
+    folder = registry.folder_of(proposal.spec)
     try:
-        if planned.manifest is not None:
-            for note in planned.notes:
-                console.print(f"[yellow]note[/yellow]: {escape(note)}")
-            files.create_exclusive(run.folder / NOTES, files.encode(planned.notes))
-            files.create_exclusive(run.folder / MANIFEST, files.encode_rows(planned.manifest))
-        return _start(run, info, arguments, planned)
+        run = create(registry, proposal, lambda text: console.print(f"[yellow]note[/yellow]: {escape(text)}"))
+        return _start(run, info, arguments, proposal)
     except (FileNotFoundError, ValueError) as error:
-        if (run.folder / "run.json").exists():
+        if (folder / "run.json").exists():
             raise
-        raise ValueError(f"{run.name} was removed by somebody meanwhile; run the same command again") from error
+        name = f"{info.name}/{folder.name}"
+        raise ValueError(f"{name} was removed by somebody meanwhile; run the same command again") from error
 
 
-def _check_batch(info: StageInfo, arguments: Arguments) -> None:
-    optim, placement = getattr(arguments.recipe, info.name).optim, arguments.placement
-    for nodes in {placement.nodes, placement.min_nodes or placement.nodes}:
-        micro, accumulation = arguments.runtime.accumulation(optim.batch_size, nodes * placement.ranks)
-        if info.whole_batch and accumulation > 1:
-            raise ValueError(
-                f"--micro-batch {micro}: the contrastive loss of {info.name} compares all {optim.batch_size} samples "
-                f"of a batch and cannot be accumulated; leave --micro-batch out, or use more ranks"
-            )
-
-
-def _plan(registry: Registry, info: StageInfo, arguments: Arguments) -> _Planned:
-    recipe = arguments.recipe
-    manifest, source, inputs = None, None, {}
-    notes: list[str] = []
-    if info.name == "preprocess":
-        manifest, source, notes = _scan(arguments.data_root, recipe.data)
-        inputs = {"data_root": str(Path(arguments.data_root).absolute())}
-    if info.name == "sample" and not recipe.sample.prompts:
-        raise ValueError("--sample.prompts is empty; give one or more: --sample.prompts 'a red circle moving left'")
-
-    def expected(stage: str) -> dict[str, Any] | None:
-        parts = {part: getattr(recipe, part) for part in STAGES[stage].parts}
-        return None if None in parts.values() else parts
-
-    found = parents.resolve(registry, info, expected, arguments.parents, arguments.command)
-    pinned: dict[str, Parent] = {stage: run.as_parent() for stage, run in found.items()}
-    parts = {part: getattr(recipe, part) for part in info.parts}
-    num_clips = _num_clips(info, manifest, found)
-    return _Planned(
-        spec=RunSpec(
-            stage=info.name,
-            recipe=recipe.name,
-            id=identity.run_id(stage=info.name, config=parts, source=source, parents=pinned),
-            config=_plain(parts),
-            source=source,
-            parents=pinned,
-            inputs=inputs,
-        ),
-        num_tasks=recipe.sample.num_tasks if info.name == "sample" else -(-num_clips // recipe.data.clips_per_shard),
-        num_clips=num_clips,
-        manifest=manifest,
-        notes=notes,
-    )
-
-
-def _num_clips(info: StageInfo, manifest: list[list[Any]] | None, found: dict[str, Run]) -> int:
-    """Clips that an array's tasks share out; 0 where its work is not clips."""
-    if info.training or info.name == "sample":
-        return 0
-    if manifest is None:
-        manifest = files.read_json(found["preprocess"].folder / MANIFEST)
-    assert manifest is not None
-    return len(manifest)
-
-
-def _plain(parts: dict[str, Any]) -> dict[str, Any]:
-    return {part: to_dict_or_value(value) for part, value in parts.items()}
-
-
-def _scan(data_root: str, data: DataConfig) -> tuple[list[list[Any]], str, list[str]]:
-    from dalle2_video.data.celebv_text import fingerprint, scan_with_notes
-
-    if not data_root:
-        raise ValueError(
-            "--data-root is missing: the folder that holds videos/ and texts/ as CelebV-Text lays them out, or the "
-            "archives of them"
-        )
-    clips, notes = scan_with_notes(Path(data_root), data)
-    return [clip.to_row(Path(data_root)) for clip in clips], fingerprint(clips), notes
-
-
-def _start(run: Run, info: StageInfo, arguments: Arguments, planned: _Planned) -> int:
+def _start(run: Run, info: StageInfo, arguments: Arguments, proposal: Proposal) -> int:
     """Start the run, or attach to it; return the exit code."""
-    started = start(run, _order(info, arguments, planned), lambda text: console.print(escape(text)))
+    asked = order(info, arguments, tasks=proposal.num_tasks, clips=proposal.num_clips)
+    started = start(run, asked, lambda text: console.print(escape(text)))
     if started.decision.action == "finished":
         return _report_done(run)
     if started.submission is None:
@@ -180,7 +86,7 @@ def _start(run: Run, info: StageInfo, arguments: Arguments, planned: _Planned) -
         _tell(run, started.submission, len(run.intents()[-1].request["groups"]), training=info.training)
     local = arguments.placement.resolved_cluster() == "local"
     if arguments.options.wait == "no" or (arguments.options.wait == "auto" and not local):
-        console.print(f"follow it: {arguments.command(info.name)} --wait yes")
+        console.print(f"follow it: {arguments.typed} --wait yes")
         return 0
     return _wait(run, stop_on_interrupt=local)
 
@@ -203,20 +109,6 @@ def job_words(job: dict[str, Any]) -> str:
     if job["executor"] == "slurm":
         return f"Slurm job{'s' * (len(job['ids']) > 1)} {', '.join(job['ids'])}"
     return f"process {job['pid']}"
-
-
-def _order(info: StageInfo, arguments: Arguments, planned: _Planned) -> Order:
-    return Order(
-        training=info.training,
-        placement=arguments.placement,
-        runtime=to_dict_or_value(arguments.runtime),
-        tasks=arguments.array.tasks,
-        parallel=arguments.array.parallel,
-        num_tasks=planned.num_tasks,
-        num_clips=planned.num_clips,
-        data_root=str(Path(arguments.data_root).absolute()) if arguments.data_root else None,
-        retry=arguments.options.retry,
-    )
 
 
 def _wait(run: Run, *, stop_on_interrupt: bool) -> int:
@@ -263,13 +155,13 @@ def _report_done(run: Run) -> int:
     return 0
 
 
-def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, planned: _Planned) -> int:
-    folder = registry.folder_of(planned.spec)
+def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, proposal: Proposal) -> int:
+    folder = registry.folder_of(proposal.spec)
     tasks_done = 0
     if (folder / "run.json").exists():
         run = Run(folder)
         try:
-            run.check_drift(planned.spec.config)
+            run.check_drift(proposal.spec.config)
         except ValueError as error:
             console.print(f"would not start: {error}", markup=False)
             return 0
@@ -278,7 +170,7 @@ def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, planned:
         console.print(f"[bold]{run.name}[/bold]: {decision.action}: {decision.reason}")
     else:
         console.print(f"[bold]{info.name}/{folder.name}[/bold]: launch: a new run")
-    for stage, parent in planned.spec.parents.items():
+    for stage, parent in proposal.spec.parents.items():
         console.print(f"  parent {stage}: {parent.id}, digest {parent.digest[:16]}")
     estimate.show(console, info, arguments)
     if info.name == "preprocess":
@@ -292,8 +184,8 @@ def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, planned:
             intent=1,
             training=info.training,
             placement=arguments.placement,
-            code=code_snapshot.folder(registry.home, "CODE"),
-            groups=max(1, min(arguments.array.tasks, planned.num_tasks - tasks_done)),
+            code=code_snapshot.folder(registry.home, code_snapshot.version(REPOSITORY)),
+            groups=max(1, min(arguments.array.tasks, proposal.num_tasks - tasks_done)),
             parallel=arguments.array.parallel,
         )
         console.print(executor.sbatch_text(work), markup=False)

@@ -88,11 +88,11 @@ def _die_with_supervisor() -> None:
         os._exit(1)  # it died before the request above
 
 
-def _group(first: str) -> int:
+def group_of(first: str) -> int:
     """Group of this process: on Slurm the index in the job array counts on from its first group."""
     supervised = ATTEMPT_VARIABLE in os.environ
     return int(first) + (0 if supervised else int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), _group(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), group_of(sys.argv[3]))

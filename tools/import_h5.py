@@ -42,7 +42,7 @@ from experiments.registry import Registry, default_home
 from experiments.run import Attempt, Run, RunSpec
 from launch.arguments import load_recipe, override_flags
 from launch.parents import IMPORT_COMMAND, IMPORTED_CLIPS
-from launch.submit import MANIFEST
+from launch.proposal import MANIFEST
 from slurm import run_state
 from slurm.array_job import Worker
 from slurm.local import process_record
