@@ -90,3 +90,11 @@ class RuntimeConfig:
                 f"(batch_size={batch_size}); choose --micro-batch from {', '.join(map(str, choices))}"
             )
         return micro, share // micro
+
+    def shares(self, batch_size: int, world_size: int) -> bool:
+        """Whether so many ranks share the batch."""
+        try:
+            self.accumulation(batch_size, world_size)
+        except ValueError:
+            return False
+        return True

@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.registry import Registry
 from experiments.run import Attempt, EndKind, Run, Superseded
+from slurm import notify
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,9 @@ def claim(run: Run, intent: int, request: dict[str, Any], group: int) -> int:
     if supervised is not None:
         return int(supervised)
     job = {name: os.environ[name] for name in SLURM_VARIABLES if name in os.environ}
-    return run.claim_attempt(
-        {"intent": intent, "group": group, "world_size": request["world_size"], "slurm": job}
-    ).number
+    # Of a training as many as there are, which may be fewer than were asked for.
+    world_size = int(os.environ.get("WORLD_SIZE", request["world_size"]))
+    return run.claim_attempt({"intent": intent, "group": group, "world_size": world_size, "slurm": job}).number
 
 
 def supervised_attempt(run: Run) -> Attempt | None:
@@ -73,6 +74,7 @@ def record_failure(attempt: Attempt | None, error: BaseException, **facts: Any) 
         rank = int(os.environ.get("RANK", "0"))
         details = {"message": message, "traceback": trace[-TRACEBACK_TAIL:], "rank": rank, "exit_code": code}
         try_end(attempt, "error", **details, **facts)
+        notify.try_tell_poisoned(attempt.run)
     return code
 
 

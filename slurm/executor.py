@@ -195,8 +195,12 @@ def _executor(work: Work, first: int, size: int, at_once: int) -> submitit.Slurm
     placement, training = work.placement, work.training
     executor = submitit.SlurmExecutor(work.run_folder / "logs")
     more: dict[str, Any] = {"requeue": True}
+    ranks = placement.ranks if training else 1
+    per_node: dict[str, Any] = {"ntasks_per_node": ranks, "cpus_per_task": placement.cpus_per_rank}
     if training and placement.min_nodes is not None and placement.min_nodes < placement.nodes:
         more["nodes"] = f"{placement.min_nodes}-{placement.nodes}"
+        # Told of tasks, Slurm gives the fewest nodes that hold them; told of one large one a node, as many as it has.
+        per_node = {"cpus_per_task": ranks * placement.cpus_per_rank}
     if training and not work.dependency:
         # Should one intent ever become two jobs, the second waits for the first and finds nothing left to do.
         more["dependency"] = "singleton"
@@ -219,15 +223,19 @@ def _executor(work: Work, first: int, size: int, at_once: int) -> submitit.Slurm
         comment=job_state.comment(work.intent, first),
         time=placement.time_min,
         nodes=placement.nodes if training else 1,
-        ntasks_per_node=placement.ranks if training else 1,
-        cpus_per_task=placement.cpus_per_rank,
         stderr_to_stdout=True,
         signal_delay_s=placement.signal_lead_s,
         setup=_setup(work),
-        # Without it rank 0 runs on, and hangs, when another rank dies.
-        srun_args=["--kill-on-bad-exit=1"],
+        srun_args=[
+            # Without it rank 0 runs on, and hangs, when another rank dies.
+            "--kill-on-bad-exit=1",
+            # Since Slurm 22.05 srun does not take a job's CPUs for its own: a rank would be bound to one.
+            f"--cpus-per-task={placement.cpus_per_rank}",
+            f"--ntasks-per-node={ranks}",
+        ],
         array_parallelism=at_once,
         additional_parameters=more,
+        **per_node,
         **{name: value for name, value in given.items() if value is not None},
     )
     if work.groups > 1:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,7 +23,7 @@ from dalle2_video.training.watchdog import Hang, Watchdog, summary, suspect
 from experiments import files
 from experiments.milestones import Milestones
 from experiments.run import Attempt, Run, Superseded
-from slurm import logs, tracking
+from slurm import logs, notify, rendezvous, tracking
 from slurm.attempt import claim, leave_slurm, parents_of, record_failure, supervised_attempt, try_end
 from slurm.records import Records
 from slurm.tracking import Tracker
@@ -42,8 +40,11 @@ def train(run: Run, intent: int, request: dict[str, Any]) -> int:
     attempt: Attempt | None = None
     faulthandler.enable()  # a crash leaves the stacks of all threads in the log
     try:
-        _rendezvous_from_slurm()
         runtime = from_dict(RuntimeConfig, request["runtime"])
+        stage = run.spec.stage
+        batch_size = run.spec.config[stage]["optim"]["batch_size"]
+        if not rendezvous.join(lambda ranks: runtime.shares(batch_size, ranks)):
+            return 0
         watchdog = Watchdog(
             minimum_s=runtime.hang_min_s,
             factor=runtime.hang_factor,
@@ -55,7 +56,6 @@ def train(run: Run, intent: int, request: dict[str, Any]) -> int:
             attempt.remove_leftovers(run.folder / "checkpoints")
         tracker = _tracker(run, attempt, runtime)
         parents = parents_of(run)
-        stage = run.spec.stage
         inputs = StageInputs(
             config=from_dict(CONFIG_TYPES[stage], run.spec.config[stage]),
             seed=run.spec.config["seed"],
@@ -85,32 +85,12 @@ def train(run: Run, intent: int, request: dict[str, Any]) -> int:
         watchdog.stop()
         if outcome != "done":
             leave_slurm(run, preempted=outcome == "preempted")
+        elif os.environ["RANK"] == "0":
+            notify.try_tell(run, "done")
         tracker.finish()  # last: it may wait, and a requeue shall not
         return 0
     except BaseException as error:
         return record_failure(attempt or supervised_attempt(run), error)
-
-
-def _rendezvous_from_slurm() -> None:
-    """Set the variables of the process group from Slurm's, unless a supervisor has set them."""
-    if "RANK" in os.environ:
-        return
-    job_id, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    nodes = subprocess.run(
-        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
-    ).stdout.split()
-    caches = Path(tempfile.gettempdir()) / f"dalle2_video-{os.getuid()}-{job_id}"
-    os.environ.update(
-        RANK=os.environ["SLURM_PROCID"],
-        WORLD_SIZE=os.environ["SLURM_NTASKS"],
-        LOCAL_RANK=os.environ["SLURM_LOCALID"],
-        LOCAL_WORLD_SIZE=str(int(os.environ["SLURM_NTASKS"]) // len(nodes)),
-        MASTER_ADDR=nodes[0],
-        # Below the ephemeral range, and another one after a requeue: a zombie of the last attempt cannot join.
-        MASTER_PORT=str(15000 + (int(job_id) * 31 + restarts * 7919) % 15000),
-        TORCH_EXTENSIONS_DIR=str(caches / "torch_extensions"),
-        TRITON_CACHE_DIR=str(caches / "triton"),
-    )
 
 
 def _tracker(run: Run, attempt: Attempt, runtime: RuntimeConfig) -> Tracker:
@@ -139,7 +119,10 @@ def _record_hang(attempt: Attempt | None, hang: Hang) -> None:
     hangs = {other: Hang(**report) for other, report in heard.items() if report is not None}
     first = suspect(hangs)
     details = {"rank": first, "traceback": hangs[first].stack, "step": hangs[first].step, "exit_code": 1}
-    try_end(attempt, "hang", message=summary(hangs, world_size), seconds=hangs[first].seconds, **details)
+    message = summary(hangs, world_size)
+    try_end(attempt, "hang", message=message, seconds=hangs[first].seconds, **details)
+    notify.try_tell(attempt.run, "hang", message, occasion=f"attempt-{attempt.number:04d}")
+    notify.try_tell_poisoned(attempt.run)
 
 
 class Control:
