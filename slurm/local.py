@@ -24,7 +24,7 @@ from typing import Any
 
 from experiments.reconcile import FAILURES_TO_POISON, fruitless_failures
 from experiments.run import Attempt, Run
-from slurm import logs
+from slurm import logs, notify
 from slurm.attempt import ATTEMPT_VARIABLE, SUPERVISOR_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -196,4 +196,6 @@ class _Unit:
             self.run.attempts(), self.run.commits(), group=self.group, after=self.request.get("forgiven", 0)
         )
         self.given_up = len(failures) >= FAILURES_TO_POISON
+        if self.given_up:
+            notify.try_tell_poisoned(self.run)
         self.over = finished or superseded or self.users_to_mend or self.given_up
