@@ -1,6 +1,7 @@
 """Look at runs, stop them, tidy up: everything is read from the run folders and the queue, nothing is kept elsewhere.
 
     python tools/runs.py list [--state failed poisoned] [--stage clip] [--name TEXT] [--since 3d] [--sort state]
+    python tools/runs.py list --watch [SECONDS]
     python tools/runs.py show ID          ID: the run's id, its folder's name or the start of either
     python tools/runs.py why ID
     python tools/runs.py logs ID [--rank 1] [--attempt 3 | --group 2] [--follow]
@@ -8,6 +9,7 @@
     python tools/runs.py save ID
     python tools/runs.py lineage ID
     python tools/runs.py compare ID ID [--svg FILE]
+    python tools/runs.py heal [--dry-run] [--limit N] [--older-than 2min]
     python tools/runs.py gc [--dry-run] [--older-than DAYS] [--runs]
 
 States are derived just as a launcher decides (`slurm/run_state.py`). An error of the user ends with exit code 2.
@@ -32,7 +34,7 @@ from experiments.registry import Registry, default_home
 from experiments.run import Run
 from launch.stages import STAGES
 from slurm import job_state, run_state
-from tools import runs_compare, runs_gc, runs_lineage, runs_list, runs_logs, runs_show
+from tools import runs_compare, runs_gc, runs_heal, runs_lineage, runs_list, runs_logs, runs_show, runs_watch
 from tools.run_story import SlurmWords, story
 
 USER_ERROR = 2
@@ -58,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _do(options: argparse.Namespace, console: Console, registry: Registry) -> int:
     match options.command:
         case "list":
-            return runs_list.show(console, registry, options)
+            shown = runs_list if options.watch is None else runs_watch
+            return shown.show(console, registry, options)
+        case "heal":
+            return runs_heal.heal(console, registry, options)
         case "gc":
             return runs_gc.collect(console, registry, options)
         case "compare":
@@ -111,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--svg", type=Path, metavar="FILE", help="draw both loss curves into this file")
     text = "remove what nobody needs: superseded checkpoints and leftovers of attempts that are over"
     runs_gc.add_options(commands.add_parser("gc", help=text, description=text))
+    text = "resume what should be at work and is not: lost and failed runs that nobody stopped; says nothing if none is"
+    runs_heal.add_options(commands.add_parser("heal", help=text, description=text))
     return parser
 
 
