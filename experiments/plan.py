@@ -216,8 +216,13 @@ class Standing:
     """What the finished run pinned itself."""
     jobs: tuple[str, ...] = ()
     """Slurm jobs at work on it; empty while a launcher is about to submit."""
+    planned: bool = False
+    """Alive as a plan, whose job has yet to begin."""
+    attempted: bool = True
+    """False: neither a run nor a plan was ever launched."""
     reason: str = ""
-    """Why it ended or is not known, as a sentence that names what is to be mended: itself, or an ancestor."""
+    """Why it ended or is not known, as a sentence that names what is to be mended: itself, or an ancestor. Of one that
+    is alive: why no job can wait for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +244,9 @@ def verdict(parents: Sequence[Standing]) -> Verdict:
         if parent.state == "unknown":
             return Verdict(action="ask", reason=parent.reason)
     waited_for = [parent for parent in parents if parent.state == "alive"]
+    for parent in waited_for:
+        if parent.reason:
+            return Verdict(action="fail", reason=parent.reason)
     if waited_for:
         jobs = {job: None for parent in waited_for for job in parent.jobs}
         return Verdict(action="wait", jobs=tuple(jobs), reason=", ".join(parent.name for parent in waited_for))

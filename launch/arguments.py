@@ -21,9 +21,9 @@ import experiments.recipes
 from dalle2_video.config import Recipe
 from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.runtime import RuntimeConfig
-from launch.parents import needed_parts
+from launch.parents import lineage_parts, needed_parts
 from launch.stages import STAGES, StageInfo
-from slurm import clusters
+from slurm import clusters, notify
 from slurm.placement import Placement
 
 _SEED_HELP = "Seed of order, crops, captions, noise, dropout and initial weights; 0 or more."
@@ -58,6 +58,15 @@ class ArrayOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueueOptions:
+    """What to do where parents are not done."""
+
+    after: bool = False
+    """Queue the job behind the jobs of parents that are not done yet, on Slurm. It looks at them again when it starts,
+    and ends with the reason where one failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataFiles:
     """Where the data set lies. Not part of the identity: the clips' names and sizes are."""
 
@@ -78,6 +87,8 @@ class Arguments:
     array: ArrayOptions
     """Of a training nothing reads it."""
     data_root: str
+    after: bool
+    """Queue the job behind its parents'."""
     command: Callable[[str], str]
     """The command that launches another stage with the same options of the recipe."""
     typed: str
@@ -107,13 +118,25 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
     recipe = load_recipe(known.recipe)
     if getattr(recipe, info.name, recipe) is None:
         raise ValueError(f"recipe {known.recipe} has no {info.name} stage")
-    parts = [part for part in needed_parts(info) if getattr(recipe, part) is not None]
+    # To find what parents that are not done will be made from takes the parts of all ancestors.
+    needed = lineage_parts(info) if "--after" in rest else needed_parts(info)
+    parts = [part for part in needed if getattr(recipe, part) is not None]
     parsed: Any = tyro.cli(
-        _options_type(info, recipe, parts, clusters.defaults(known.cluster)),
+        options_type(
+            recipe,
+            parts,
+            clusters.defaults(known.cluster),
+            training=info.training,
+            array=not info.training,
+            files=info.name == "preprocess",
+            queue=bool(info.parents),
+            parents=info.parents,
+        ),
         args=rest,
         prog=f"launch/{info.name}.py",
         description=f"Stage {info.name}, recipe {known.recipe} (--recipe NAME takes: {', '.join(recipe_names())}).",
     )
+    notify.check(parsed.placement.notify)
     changed = dataclasses.replace(recipe, **{part: getattr(parsed, part) for part in parts})
 
     def command(stage: str) -> str:
@@ -125,33 +148,54 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
         runtime=getattr(parsed, "runtime", RuntimeConfig()),
         placement=parsed.placement,
         options=parsed.options,
-        parents={stage: given for stage, given in vars(getattr(parsed, "parents", None) or _Empty()).items() if given},
+        parents=named_parents(parsed),
         array=getattr(parsed, "array", ArrayOptions()),
         data_root=parsed.files.data_root if hasattr(parsed, "files") else "",
+        after=hasattr(parsed, "queue") and parsed.queue.after,
         command=command,
         typed=shlex.join(["python", f"launch/{info.name}.py", *arguments]),
     )
 
 
-class _Empty:
-    pass
+def named_parents(parsed: Any) -> dict[str, str]:
+    """Return the run ids that a parsed command line names, by stage."""
+    named = vars(parsed.parents) if hasattr(parsed, "parents") else {}
+    return {stage: given for stage, given in named.items() if given}
 
 
-def _options_type(info: StageInfo, recipe: Recipe, parts: Sequence[str], placement: Placement) -> type:
-    """Return the dataclass of this launcher's options; its defaults are the recipe's and the cluster profile's."""
+def options_type(
+    recipe: Recipe,
+    parts: Sequence[str],
+    placement: Placement,
+    *,
+    training: bool,
+    array: bool,
+    files: bool,
+    queue: bool,
+    parents: Sequence[str],
+    more: Sequence[tuple[str, Any, Any]] = (),
+) -> type:
+    """Return the dataclass of a launcher's options; its defaults are the recipe's and the cluster profile's.
+
+    parts: fields of the recipe that are offered; parents: stages whose runs may be named; more: further fields, as
+    `dataclasses.make_dataclass` takes them.
+    """
     flat = tyro.conf.arg(name="")
     fields: list[tuple[str, Any, Any]] = [
         ("options", Annotated[LaunchOptions, flat], field(default_factory=LaunchOptions)),
+        *more,
         ("placement", Annotated[Placement, flat], field(default_factory=lambda: placement)),
     ]
-    if info.training:
-        fields.append(("runtime", Annotated[RuntimeConfig, flat], field(default_factory=RuntimeConfig)))
-    else:
-        fields.append(("array", Annotated[ArrayOptions, flat], field(default_factory=ArrayOptions)))
-    if info.name == "preprocess":
-        fields.append(("files", Annotated[DataFiles, flat], field(default_factory=DataFiles)))
-    if info.parents:
-        parents = dataclasses.make_dataclass(
+    for wanted, name, group in (
+        (training, "runtime", RuntimeConfig),
+        (array, "array", ArrayOptions),
+        (files, "files", DataFiles),
+        (queue, "queue", QueueOptions),
+    ):
+        if wanted:
+            fields.append((name, Annotated[group, flat], field(default_factory=group)))
+    if parents:
+        named = dataclasses.make_dataclass(
             "Parents",
             [
                 (
@@ -159,13 +203,13 @@ def _options_type(info: StageInfo, recipe: Recipe, parts: Sequence[str], placeme
                     Annotated[str, tyro.conf.arg(help="Id of a finished run; default: the newest that matches.")],
                     "",
                 )
-                for stage in info.parents
+                for stage in parents
                 if getattr(recipe, stage, recipe) is not None
             ],
             frozen=True,
             kw_only=True,
         )
-        fields.append(("parents", parents, field(default_factory=parents)))
+        fields.append(("parents", named, field(default_factory=named)))
     for part in parts:
         value = getattr(recipe, part)
         kind: Any = Annotated[int, tyro.conf.arg(help=_SEED_HELP)] if part == "seed" else type(value)

@@ -7,7 +7,7 @@ own parents: a decoder of one CLIP never meets the prior of another.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dalle2_video.config_io import to_dict
@@ -15,7 +15,7 @@ from experiments import identity
 from experiments.identity import Parent
 from experiments.registry import Registry
 from experiments.run import Run
-from launch.stages import STAGES, StageInfo
+from launch.stages import STAGES, StageInfo, lineage
 
 IMPORT_COMMAND = "import_command"
 """Input of a preprocess run that tools/import_h5.py made: the command line that goes on with it."""
@@ -64,7 +64,7 @@ def _newest(
     pinned: Mapping[str, Parent],
     command_for: Callable[[str], str],
 ) -> Run:
-    matching = [run for run in registry.runs(stage) if _made_from(run, parts) and _conflict(run, pinned) is None]
+    matching = [run for run in registry.runs(stage) if made_from(run, parts) and _conflict(run, pinned) is None]
     finished = [(done["time"], run) for run in matching if (done := run.done()) is not None]
     if finished:
         return max(finished, key=lambda pair: pair[0])[1]
@@ -76,7 +76,7 @@ def _newest(
     raise ValueError(f"no {stage} run matches this recipe in {registry.home}; make one: {command_for(stage)}")
 
 
-def _made_from(run: Run, parts: dict[str, Any]) -> bool:
+def made_from(run: Run, parts: dict[str, Any]) -> bool:
     """Whether a run's identity is that of the recipe's parts, and means today what it meant when the run was made."""
     spec = run.spec
     own_id = identity.run_id(stage=spec.stage, config=parts, source=spec.source, parents=spec.parents)
@@ -100,9 +100,15 @@ def _conflict(run: Run, pinned: Mapping[str, Parent]) -> str | None:
     return None
 
 
+def lineage_parts(info: StageInfo) -> tuple[str, ...]:
+    """Return the recipe's fields that a stage and all its ancestors are made from."""
+    return _parts(lineage(info.name))
+
+
 def needed_parts(info: StageInfo) -> tuple[str, ...]:
     """Return the recipe's fields that a launcher needs: the stage's own and those that find its parents."""
-    parts: list[str] = []
-    for stage in [*info.parents, info.name]:
-        parts += [part for part in STAGES[stage].parts if part not in parts]
-    return tuple(parts)
+    return _parts([*info.parents, info.name])
+
+
+def _parts(stages: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part for stage in stages for part in STAGES[stage].parts))

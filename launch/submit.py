@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.markup import escape
 from experiments import code_snapshot, reconcile
 from experiments.registry import Registry, default_home
 from experiments.run import Run
-from launch import array_progress, estimate
+from launch import array_progress, estimate, plans
 from launch.arguments import Arguments, parse
 from launch.progress import follow
 from launch.proposal import Proposal, check_batch, create, order, propose
@@ -34,8 +35,15 @@ console = Console(highlight=False, soft_wrap=True)
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     """Launch a stage; return the exit code."""
+    return guarded(
+        lambda: launch(STAGES[stage], parse(STAGES[stage], sys.argv[1:] if arguments is None else arguments))
+    )
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Return a launcher's exit code; what its user can mend is an error message and exit code 2."""
     try:
-        return _launch(STAGES[stage], parse(STAGES[stage], sys.argv[1:] if arguments is None else arguments))
+        return work()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -46,9 +54,12 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
 
 
-def _launch(info: StageInfo, arguments: Arguments) -> int:
+def launch(info: StageInfo, arguments: Arguments) -> int:
+    """Launch a stage as a parsed command line asks; return the exit code."""
     registry = Registry(default_home())
     check_batch(info, arguments)
+    if arguments.after:
+        return _launch_behind(registry, info, arguments)
     try:
         proposal = propose(registry, info, arguments)
     except ValueError as error:
@@ -69,6 +80,33 @@ def _launch(info: StageInfo, arguments: Arguments) -> int:
             raise
         name = f"{info.name}/{folder.name}"
         raise ValueError(f"{name} was removed by somebody meanwhile; run the same command again") from error
+
+
+def _launch_behind(registry: Registry, info: StageInfo, arguments: Arguments) -> int:
+    """Queue a stage behind parents that are not done yet; return the exit code."""
+    if arguments.placement.resolved_cluster() == "local":
+        raise ValueError(
+            "--after needs Slurm's queue; on this machine launch/pipeline.py runs what is missing, stage after stage"
+        )
+    named = {stage: registry.find(given, stage).id for stage, given in arguments.parents.items()}
+    store = named.get("preprocess") or getattr(plans.store_run(registry, arguments.recipe), "id", None)
+    if store is None:
+        raise ValueError(
+            f"no preprocess run matches this recipe in {registry.home}; make one: {arguments.command('preprocess')}"
+        )
+    links = plans.chain_lineage(arguments.recipe, (info.name,), store, named)
+    if arguments.options.dry_run:
+        words, verdict = plans.would(registry, info, links)
+        console.print(escape(words))
+        if verdict.action != "go":
+            estimate.show(console, info, arguments)
+            return 0
+        return launch(info, replace(arguments, after=False))
+    registry.check_writable()
+    brought = plans.bring(registry, info, arguments, links, lambda text: console.print(escape(text)))
+    console.print(escape(brought.words()))
+    console.print(f"the same command goes on from here: {arguments.typed}")
+    return 0
 
 
 def _start(run: Run, info: StageInfo, arguments: Arguments, proposal: Proposal) -> int:
