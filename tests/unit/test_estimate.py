@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from data_fixtures import CLIP_IDS, build_store, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dalle2_video.data import join
 from dalle2_video.data.archives import Source
 from dalle2_video.data.celebv_text import ClipFile, scan, text_folders
 from dalle2_video.data_config import DataConfig
@@ -71,6 +74,28 @@ def test_measured_bytes_are_those_of_the_store_to_the_byte(compression: str, tmp
     assert abs(estimate.store_files - files) <= 15
 
 
+def test_the_last_step_takes_the_memory_that_is_told(tmp_path: Path) -> None:
+    config = DataConfig(frame_sizes=(8,), clips_per_shard=4, vocab_size=300, text_context=64, val_fraction=0.3)
+    root = write_dataset(tmp_path / "data", CLIP_IDS)
+    for file in (root / "texts/action_dur").iterdir():
+        file.write_text(
+            "".join(f"line {n} of {file.stem} is like many others that speak of faces\n" for n in range(1500))
+        )
+    clips = scan(root, config)
+    sample = measure(clips, text_folders(root, config), config)
+    estimate = extrapolate(
+        sample, clips=8, source_bytes=sample.source_bytes, config=config, tasks=2, left=2, groups=2, at_once=1
+    )
+    records = json.dumps(build_store(root, config, tmp_path / "store", tmp_path / "staging"))
+    tracemalloc.start()
+    try:
+        join.finish(json.loads(records), clips, config, tmp_path / "store", tmp_path / "again")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.6 * peak < estimate.join_memory_bytes - estimate.task_memory_bytes < 2 * peak
+
+
 def test_bad_clips_are_named_and_no_time_is_spent_beyond_the_budget(raw_dataset: Path, data_config: DataConfig) -> None:
     clips = scan(raw_dataset, data_config)
     folders = text_folders(raw_dataset, data_config)
@@ -99,7 +124,15 @@ def whole(sample: Sample, **changes: int) -> Estimate:
     return extrapolate(sample, clips=64_000, source_bytes=64_000 * 10, config=DATA, **given_)
 
 
-SAMPLE = Sample(clips=8, source_bytes=160, cpu_s=16.0, stored_bytes={64: 800, 256: 8000}, memory_bytes=1000)
+SAMPLE = Sample(
+    clips=8,
+    source_bytes=160,
+    cpu_s=16.0,
+    stored_bytes={64: 800, 256: 8000},
+    memory_bytes=1000,
+    captions=160,
+    caption_bytes=16_000,
+)
 
 
 def test_a_sample_is_scaled_to_the_data_set() -> None:
@@ -110,6 +143,7 @@ def test_a_sample_is_scaled_to_the_data_set() -> None:
     assert estimate.stored_bytes == {64: 64_000 * 100, 256: 64_000 * 1000}
     assert estimate.store_files == store_files(1000, DATA) == 2002 + STORE_FILES
     assert estimate.task_memory_bytes == 1000
+    assert estimate.join_memory_bytes == 1000 + 64_000 * (20 * (4 * 77 + 200) + 3.5 * 2000)
 
 
 def test_fewer_at_once_take_longer_and_finished_tasks_take_no_time() -> None:
@@ -119,8 +153,9 @@ def test_fewer_at_once_take_longer_and_finished_tasks_take_no_time() -> None:
     assert whole(SAMPLE, left=0, groups=1, at_once=1).wall_s == 0
 
 
-def cautions(estimate: Estimate, asked_tasks: int = 500, free_bytes: int = 10**12, clips: int = 64_000) -> list[str]:
-    return warnings(estimate, clips=clips, config=DATA, asked_tasks=asked_tasks, free_bytes=free_bytes)
+def cautions(estimate: Estimate, **changes: int) -> list[str]:
+    given_ = {"asked_tasks": 500, "free_bytes": 10**12, "clips": 64_000, "mem_gb": 0} | changes
+    return warnings(estimate, config=DATA, **given_)
 
 
 def test_cautions_name_the_remedy() -> None:
@@ -131,6 +166,9 @@ def test_cautions_name_the_remedy() -> None:
     assert "--tasks 2000, but there are 1000 shards" in few and "--data.clips-per-shard 32 makes enough" in few
     (fewer,) = cautions(whole(SAMPLE, groups=1000), asked_tasks=2000, clips=1500)
     assert "clips-per-shard" not in fewer
+    (starved,) = cautions(whole(SAMPLE), mem_gb=1)
+    assert "--mem-gb 1 is too little for the last step, which joins all captions; --mem-gb 3" in starved
+    assert cautions(whole(SAMPLE), mem_gb=2) == []
     (full,) = cautions(whole(SAMPLE), free_bytes=10**6)
     assert "the store needs about 0.0704 GB and 0.001 GB are free" in full and HOME_VARIABLE in full
 
@@ -151,6 +189,7 @@ def test_a_dry_run_tells_it_and_changes_nothing(
         "measured on 8 of the clips",
         "16 px ",
         "core-hours",
+        "that which ends last and joins the tables",
         "files",
         "longest caption of them: 5 words",
         "--tasks 9, but there are 4 shards to share out; --data.clips-per-shard 1 makes enough",
