@@ -27,6 +27,8 @@ SUBMISSION_S = 900.0
 """Age from which on a launcher on another host, which tries for five minutes, can no longer be about to submit."""
 JOBS_A_QUESTION = 500
 """Job ids in one call of squeue or sacct: a command line has a limit."""
+HELD_BY_SLURM = ("JobHoldMaxRequeue", "launch failed requeued held")
+"""Reasons of a job that Slurm holds by itself, since nodes failed to start it."""
 _DEFAULT_MAX_REQUEUES = 5
 _QUERY_TIMEOUT_S = 30
 _DEFAULT_MAX_ARRAY_SIZE = 1001
@@ -53,11 +55,11 @@ def comment(intent: int, first_group: int) -> str:
 
 
 def submitted(name: str, comment_start: str) -> list[str] | None:
-    """Return the ids of the jobs in the queue with this name and a comment that begins so; None if none can tell.
+    """Return the ids of the jobs with this name and a comment that begins so; None where the controller is silent.
 
-    Of any user: a colleague may have launched the run.
+    Those that ended a short while ago too, and of any user: a colleague may have launched the run.
     """
-    answer = ask(["squeue", "--noheader", "--format=%F|%k", f"--name={name}"])
+    answer = ask(["squeue", "--noheader", "--states=all", "--format=%F|%k", f"--name={name}"])
     if answer is None:
         return None
     pairs = [line.strip().split("|", 1) for line in answer.splitlines() if "|" in line]
@@ -95,10 +97,10 @@ def _of_submission(intent: Intent) -> Liveness:
     if launcher == "alive" or intent.request.get("executor") != "slurm":
         return launcher
     found = submitted(intent.request["job_name"], comment(intent.number, 0).rpartition(":")[0] + ":")
-    if found:
-        return "alive"
     if found is None:
         return "unknown"
+    if found:
+        return _of_slurm({0: set(found)})[0]
     old = time.time() - intent.request["time"] > SUBMISSION_S
     return "gone" if launcher == "gone" or old else "unknown"
 
@@ -145,7 +147,9 @@ def _queued(jobs: Collection[str]) -> dict[str, list[bool]] | None:
                 line[48:96].strip(),
                 line[96:].strip(),
             )
-            held = state == "PENDING" and reason == "JobHeldAdmin" and int(restarts) >= _max_requeues()
+            held = state == "PENDING" and (
+                reason in HELD_BY_SLURM or (reason == "JobHeldAdmin" and int(restarts) >= _max_requeues())
+            )
             found.setdefault(job, []).append(held or state in ENDED)
     return found
 

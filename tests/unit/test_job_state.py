@@ -124,6 +124,9 @@ HELD = "printf '%-24s%-24s%-48s%-12s\\n' 4711 PENDING JobHeldAdmin "
         # Held because it was requeued too often: only a new submission helps. Held by somebody: it waits.
         (HELD + "5", "exit 1", "gone"),
         (HELD + "1", "exit 1", "alive"),
+        (HELD.replace("JobHeldAdmin", "'launch failed requeued held'") + "1", "exit 1", "gone"),
+        (HELD.replace("JobHeldAdmin", "JobHoldMaxRequeue") + "6", "exit 1", "gone"),
+        (HELD.replace("JobHeldAdmin", "JobHeldUser") + "9", "exit 1", "alive"),
     ],
 )
 def test_a_slurm_job_is_what_squeue_says_and_else_what_sacct_says(
@@ -178,7 +181,13 @@ def test_a_job_of_another_cluster_is_unknown_here(tmp_path: Path, monkeypatch: p
 def test_a_job_whose_launcher_died_before_it_could_record_it_is_found_in_the_queue(
     host: str, age_s: float, squeue: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, monkeypatch, "--name=prior-abc.1234", squeue=squeue)
+    living = squeue_rows(("4711", "RUNNING"))
+    script = tmp_path / "squeue"
+    script.write_text(
+        f"#!/bin/sh\nfor last; do :; done\ncase $last in --name=prior-abc.1234) {squeue};; *) {living};; esac\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     launcher = GONE if host == "here" else GONE | {"host": "elsewhere"}
     request = {"launcher": launcher, "executor": "slurm", "job_name": "prior-abc.1234", "time": time.time() - age_s}
     assert job_state.of_intent(Intent(number=1, request=request, job=None)) == answer
