@@ -48,10 +48,11 @@ def _registry_of(run: Run) -> Registry:
     return Registry(run.folder.parents[2])
 
 
-def repair(run: Run, damages: Sequence[Damage]) -> list[str]:
+def repair(run: Run, damages: Sequence[Damage], data_root: Path | None = None) -> list[str]:
     """Remove the records of what is damaged; return the commands that make it again, in order.
 
-    Raises ValueError, before anything is removed, where nothing can make it again.
+    data_root: where the data set lies today; None: where it lay when the run was created. Raises ValueError, before
+    anything is removed, where nothing can make it again.
     """
     damages = [damage for damage in damages if damage.redo != "nothing"]
     if not damages:
@@ -66,15 +67,15 @@ def repair(run: Run, damages: Sequence[Damage]) -> list[str]:
             )
         by_maker.setdefault(damage.embeddings, []).append(damage)
     if "" in by_maker:
-        _check_data_is_there(run)
+        _check_data_is_there(run, data_root)
     affected = [makers[name] for name in sorted(by_maker)]
-    commands = [_command(maker) for maker in affected]
+    commands = [_command(maker, data_root) for maker in affected]
     for name, of_maker in by_maker.items():
         _forget(makers[name], of_maker)
     return [_with_retry(maker, command) for maker, command in zip(affected, commands, strict=True)]
 
 
-def _check_data_is_there(run: Run) -> None:
+def _check_data_is_there(run: Run, data_root: Path | None) -> None:
     """Raise ValueError unless the files that the run was made of are still there."""
     if IMPORT_COMMAND in run.spec.inputs:
         from tools import import_h5  # loads HDF5, which no other repair needs
@@ -89,7 +90,7 @@ def _check_data_is_there(run: Run) -> None:
                 "repaired; bring the old files back, or import anew: python tools/import_h5.py"
             )
         return
-    root = Path(run.spec.inputs["data_root"])
+    root = data_root or Path(run.spec.inputs["data_root"])
     if fingerprint(scan(root, from_dict(DataConfig, run.spec.config["data"]))) != run.spec.source:
         raise ValueError(
             f"{root} no longer holds the clips that {run.name} was made of, so it cannot be repaired; bring them "
@@ -106,7 +107,7 @@ def _forget(maker: Run, damages: Sequence[Damage]) -> None:
     maker.forget_tasks(tasks, preparation=any(damage.redo == "prepare" for damage in damages))
 
 
-def _command(maker: Run) -> str:
+def _command(maker: Run, data_root: Path | None) -> str:
     """Return the command that goes on with a run, with all that differs from its recipe."""
     home = _registry_of(maker).home
     prefix = "" if home == default_home() else f"{HOME_VARIABLE}={shlex.quote(os.fspath(home))} "
@@ -128,7 +129,7 @@ def _command(maker: Run) -> str:
     words = ["python", f"launch/{spec.stage}.py", "--recipe", spec.recipe]
     words += override_flags(recipe, changed, needed_parts(info))
     if "data_root" in spec.inputs:
-        words += ["--data-root", spec.inputs["data_root"]]
+        words += ["--data-root", str(data_root.absolute()) if data_root else spec.inputs["data_root"]]
     for stage, parent in spec.parents.items():
         words += [f"--parents.{stage.replace('_', '-')}", parent.id]
     return prefix + shlex.join(words)

@@ -1,6 +1,6 @@
 """Read all of a store and say what is damaged; with --repair, have the launchers make just that again.
 
-    python tools/verify_store.py ID_OR_FOLDER [--workers 4] [--repair]
+    python tools/verify_store.py ID_OR_FOLDER [--workers 4] [--repair [--data-root DIR]]
 
 ID: of a preprocess run, as in `python tools/runs.py list`; FOLDER: the run's, its store's, or a store copied alone.
 Exit code 0: sound; 1: damaged (also after --repair, until the printed commands have run); 2: the user has to mend
@@ -76,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.repair:
             assert target.run is not None
+            commands = repair(target.run, found.damages, options.data_root)
             console.print("removed; to make what is missing, type:", soft_wrap=True)
-            for command in repair(target.run, found.damages):
+            for command in commands:
                 console.print(f"  {escape(command)}", soft_wrap=True)
         elif target.run is not None:
             console.print("to have it made again, give --repair", soft_wrap=True)
@@ -101,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--repair", action="store_true", help="remove the records of what is damaged, then say what to type"
+    )
+    parser.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="with --repair: where the data set lies, if it has moved"
     )
     return parser
 

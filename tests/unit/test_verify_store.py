@@ -351,6 +351,26 @@ def test_a_repair_that_cannot_succeed_removes_nothing(
     assert content(run.folder) == before
 
 
+def test_a_data_set_that_moved_repairs_from_where_it_lies_today(
+    run: Run, verify: Callable[..., SimpleNamespace], raw_dataset: Path, tmp_path: Path
+) -> None:
+    moved, gone = tmp_path / "moved", tmp_path / "gone"
+    shutil.copytree(raw_dataset, moved)
+    rewrite(run.folder / "run.json", lambda spec: spec["inputs"].update(data_root=str(gone)))
+    shard = run.folder / "store/frames_16/c.1.0.0.0.0"
+    sound = shard.read_bytes()
+    flip(shard)
+    answer = verify(run.folder, "--repair")
+    assert answer.code == 2 and f"data root {gone} is not a folder; set --data-root" in answer.error
+    assert "removed" not in answer.out
+    answer = verify(run.folder, "--repair", "--data-root", moved)
+    (command,) = answer.commands
+    assert answer.code == 1 and f"--data-root {moved}" in command
+    launch(command)
+    assert shard.read_bytes() == sound
+    assert verify(run.folder).code == 0
+
+
 @pytest.fixture
 def embedded(run: Run) -> Run:
     """An embed run of the store as its job leaves it, with vectors that tell clip and window."""
