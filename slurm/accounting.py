@@ -14,10 +14,6 @@ from dataclasses import dataclass
 from experiments.run import Intent
 from slurm import job_state
 
-JOBS_A_QUESTION = 500
-"""Job ids in one call: a command line has a limit."""
-HELD_BY_SLURM = ("JobHoldMaxRequeue", "launch failed requeued held")
-"""Reasons of a job that Slurm holds by itself, since it failed to start. `JobHeldAdmin` is a person's word."""
 _WAITS = {
     "Priority": "others come first",
     "Resources": "it waits for nodes to become free",
@@ -66,11 +62,6 @@ class Queued:
     restarts: int
     nodes: str
 
-    @property
-    def held_by_slurm(self) -> bool:
-        """Whether Slurm itself will never start it again."""
-        return self.state == "PENDING" and self.reason in HELD_BY_SLURM
-
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
@@ -108,8 +99,8 @@ def history(jobs: Collection[str]) -> list[Ended] | None:
 
 def _ask(command: list[str], jobs: Collection[str]) -> str | None:
     """Ask about many jobs in turns; None where no turn was answered."""
-    ordered = sorted(jobs)
-    turns = [ordered[first : first + JOBS_A_QUESTION] for first in range(0, len(ordered), JOBS_A_QUESTION)]
+    ordered, most = sorted(jobs), job_state.JOBS_A_QUESTION
+    turns = [ordered[first : first + most] for first in range(0, len(ordered), most)]
     answers = [job_state.ask([*command, f"--jobs={','.join(turn)}"]) for turn in turns]
     heard = [answer for answer in answers if answer is not None]
     return "\n".join(heard) if heard or not turns else None
@@ -147,13 +138,18 @@ def parse_history(text: str) -> list[Ended]:
                 Ended(
                     job=task.split("_")[0],
                     task=task,
-                    state=state.split()[0].rstrip("+"),
+                    state=_whole(state.split()[0]),
                     cancelled_by=int(by[1]) if by else None,
                     nodes="" if nodes.startswith("None") else nodes,
                     exit_code=code,
                 )
             )
     return found
+
+
+def _whole(state: str) -> str:
+    """Return a state's name where sacct has cut it: `OUT_OF_ME+`."""
+    return next((name for name in _ENDS if state.endswith("+") and name.startswith(state[:-1])), state)
 
 
 def wait_words(entry: Queued) -> str:

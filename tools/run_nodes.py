@@ -33,7 +33,11 @@ def nodes_of(attempt: AttemptRecord) -> list[str]:
 
 def blamed(attempt: AttemptRecord) -> list[str]:
     """Return the nodes that may have to do with an attempt's failure: the one of the rank that is on record, or all."""
-    nodes, rank, ranks = nodes_of(attempt), (attempt.end or {}).get("rank"), attempt.claim.get("world_size", 0)
+    nodes, end = nodes_of(attempt), attempt.end or {}
+    rank, ranks = end.get("rank"), attempt.claim.get("world_size", 0)
+    said = [node for node in nodes if node.split(".")[0] == str(end.get("host", "")).split(".")[0]]
+    if said:
+        return said
     if rank is None or not nodes or ranks % len(nodes) or not 0 <= rank < ranks:
         return nodes
     return [nodes[rank // (ranks // len(nodes))]]  # srun fills one node after the other
@@ -49,13 +53,15 @@ def suspects(attempts: Sequence[AttemptRecord]) -> list[Suspect]:
     bad = [one for one in ended if _failed(one)]
     failures = Counter(node for attempt in bad for node in set(blamed(attempt)))
     used = Counter(node for attempt in ended for node in set(nodes_of(attempt)))
-    # A node is under suspicion by its share of failures among the attempts it was used in, not by being used often.
+    candidates = [node for node, count in failures.items() if count >= SEVERAL and 2 * count > len(bad)]
     rates = {node: failures[node] / count for node, count in used.items()}
-    mean = sum(failures.values()) / sum(used.values()) if used else 0.0
+    # A node that was there all the time was in many failures too: a far smaller share of its attempts failed.
+    worst = max((rates[node] for node in candidates), default=0.0)
+    mean_rate, mean_count = (sum(failures.values()) / max(1, number) for number in (sum(used.values()), len(used)))
     found = [
-        Suspect(node=node, failures=count, of=len(bad))
-        for node, count in failures.items()
-        if count >= SEVERAL and 2 * count > len(bad) and rates[node] > mean
+        Suspect(node=node, failures=failures[node], of=len(bad))
+        for node in candidates
+        if 2 * rates[node] > worst and (rates[node] > mean_rate or failures[node] > mean_count)
     ]
     return sorted(found, key=lambda one: (-one.failures, -rates[one.node], one.node))
 

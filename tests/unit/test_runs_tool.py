@@ -250,14 +250,18 @@ def test_show_sums_up_an_array_of_many_tasks_and_names_what_failed(
 def test_stop_takes_what_has_not_started_out_of_slurms_queue(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, text in (("squeue", "echo PENDING; echo RUNNING"), ("scancel", f'echo "$@" > {tmp_path}/asked')):
+    states = "printf '%-24s%-24s%-48s%-12s\\n' 7 PENDING Priority 0 9 RUNNING None 0"
+    reasons = "printf '7|PENDING|Priority|0||\\n9|RUNNING|None|0|n1|\\n'"
+    squeue = f'case "$*" in *ArrayJobID:24*) {states};; *) {reasons};; esac'
+    for name, text in (("squeue", squeue), ("scancel", f'echo "$@" > {tmp_path}/asked')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     launched(registry, "aaaa000001", {"executor": "slurm", "ids": ["7", "9"]}, None)
     assert "asked to save and stop" in output(capsys, "stop", "aaaa")
     assert (tmp_path / "asked").read_text() == "--state=PENDING 7 9\n"
-    assert "Slurm job 7, 9" in output(capsys, "why", "aaaa")
+    told = output(capsys, "why", "aaaa")
+    assert "Slurm jobs 7, 9" in told and "Slurm job 7 waits: Priority: others come first." in told
 
 
 def write_log(path: Path, text: str) -> Path:
