@@ -152,7 +152,7 @@ class ShardReader:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                error.errno, "shard is missing; run the same preprocessing (or embedding) command again", str(path)
+                error.errno, "shard is missing; have it made again: python tools/verify_store.py STORE --repair", str(path)
             ) from error
         self._files[shard] = file
         ShardReader._open_files += 1
