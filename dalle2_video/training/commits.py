@@ -55,15 +55,15 @@ class Commits:
             notes.write(staged, remembered)
             self._control.commit_checkpoint(step, staged)
 
-    def load(self) -> tuple[int, dict[str, Any]] | None:
-        """Load the newest sound checkpoint; return its step and what was remembered, None where there is none."""
+    def load(self) -> tuple[Path, int, dict[str, Any]] | None:
+        """Load the newest sound checkpoint; return it, its step and what was remembered, None where there is none."""
         found = self._newest_sound()
         if found is None:
             return None
         folder, remembered = found
         step = checkpoint.load(folder, self._state, self._module)
         log.info("resumed at step %d from %s", step, folder)
-        return step, remembered
+        return folder, step, remembered
 
     def _newest_sound(self) -> tuple[Path, dict[str, Any]] | None:
         for _, folder in reversed(distributed.from_rank_zero(self._control.checkpoints)):

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -95,7 +96,7 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train from the newest sound checkpoint to the last step, then export; return how it ended."""
-        first_step = self._resume()
+        resumed_from, first_step = self._resume()
         steps = self.stage.optim.steps
         micro_batches = loader(
             self.train_set,
@@ -109,7 +110,10 @@ class Trainer:
             prefetch=self.runtime.prefetch,
             pin=self.device.type == "cuda",
         )
-        self._event({"event": "start", "step": first_step, "world_size": self.world_size})
+        start = {"event": "start", "step": first_step, "world_size": self.world_size}
+        if resumed_from is not None:
+            start |= {"resumed_from": resumed_from.name, "message": f"goes on from {resumed_from.name}"}
+        self._event(start)
         with contextlib.closing(micro_batches):
             flag = self._train(first_step, steps, micro_batches)
         if flag:
@@ -147,16 +151,16 @@ class Trainer:
                 return flag
         return 0
 
-    def _resume(self) -> int:
-        """Load the newest checkpoint whose files are sound; return the number of steps done."""
+    def _resume(self) -> tuple[Path | None, int]:
+        """Load the newest checkpoint whose files are sound, if there is one; return it and the number of steps done."""
         self.watchdog.phase("loading the checkpoint", start=True)
         found = self.commits.load()
         if found is None:
-            return 0
-        step, remembered = found
+            return None, 0
+        folder, step, remembered = found
         self.window = Window(remembered["window"])
         self.health.restore(remembered["health"])
-        return step
+        return folder, step
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}

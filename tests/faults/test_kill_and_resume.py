@@ -119,7 +119,10 @@ def test_stop_switch_saves_and_the_same_command_goes_on_bit_identical(
     assert launcher.wait(timeout=60) == 0
     end = run.attempts()[-1].end
     assert end is not None and end["kind"] == "stopped" and run.done() is None
+    newest = run.commits()[-1].path.name
     assert_same_training(ours.run("prior", *STEPS["prior"]), undisturbed)
+    starts = [event for event in run.events() if event["event"] == "start"]
+    assert [start.get("resumed_from") for start in starts] == [None, newest]
 
 
 def test_a_damaged_newest_checkpoint_is_skipped_and_the_run_ends_the_same(
