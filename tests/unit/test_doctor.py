@@ -109,6 +109,16 @@ def test_too_little_room_is_a_warning_and_then_a_problem(
     assert getattr(doctor_registry, check)(home).level == "problem"
 
 
+@pytest.mark.parametrize(("ahead_s", "said"), [(60.0, "60 s behind"), (-60.0, "60 s ahead of"), (0.0, "agree within")])
+def test_a_clock_that_is_not_the_file_systems_is_told(
+    ahead_s: float, said: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    monkeypatch.setattr(doctor_registry.time, "time", lambda: now() + ahead_s)
+    found = doctor_registry.clock(home)
+    assert said in found.says and found.level == ("warning" if ahead_s else "ok")
+
+
 @pytest.mark.parametrize(
     ("version", "wanted", "fits"),
     [
