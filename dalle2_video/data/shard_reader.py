@@ -151,9 +151,8 @@ class ShardReader:
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                error.errno, "shard is missing; have it made again: python tools/verify_store.py STORE --repair", str(path)
-            ) from error
+            remedy = "have it made again: python tools/verify_store.py STORE --repair"
+            raise FileNotFoundError(error.errno, f"shard is missing; {remedy}", str(path)) from error
         self._files[shard] = file
         ShardReader._open_files += 1
         return file

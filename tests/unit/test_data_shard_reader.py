@@ -86,7 +86,7 @@ def test_a_missing_shard_is_an_error_not_zeros(tmp_path: Path) -> None:
     write(tmp_path / "a")
     (tmp_path / "a/c.1.0.0.0").unlink()
     assert not zarr.open_array(str(tmp_path / "a"), mode="r")[4].any()  # what Zarr makes of it
-    with pytest.raises(OSError, match=r"shard is missing; have it made again: python tools/verify_store.py STORE --repair.*c\.1\.0\.0\.0"):
+    with pytest.raises(OSError, match=r"shard is missing; have it made again: python .* --repair.*c\.1\.0\.0\.0"):
         ShardReader(tmp_path / "a").read(4, 0, 4)
 
 
