@@ -58,8 +58,17 @@ class Hang:
 class Watchdog:
     """Watches this process from a thread, from its making until `stop`."""
 
-    def __init__(self, *, minimum_s: float, factor: float, on_hang: Callable[[Hang], None]) -> None:
-        """on_hang: puts a hang on record; called once, from another thread than the trainer's."""
+    def __init__(
+        self,
+        *,
+        minimum_s: float,
+        factor: float,
+        on_hang: Callable[[Hang], None],
+        on_phase: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """on_hang: puts a hang on record; called once, from another thread than the trainer's; on_phase: hears of each
+        phase as it begins."""
+        self._on_phase = on_phase
         self._minimum_s, self._factor, self._on_hang = minimum_s, factor, on_hang
         self._step_s: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         self._step = 0
@@ -73,6 +82,7 @@ class Watchdog:
     def phase(self, what: str, *, start: bool = False) -> None:
         """Tell that the trainer got on and is about to do `what`; start: before the first step."""
         self._now = (what, time.monotonic(), START_S if start else 0.0)
+        self._on_phase(what)
 
     def step_took(self, step: int, seconds: float) -> None:
         """Tell that step `step` (1 is the first) is done and how long it took."""
