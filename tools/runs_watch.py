@@ -114,7 +114,7 @@ class Watch:
         self.standings = Standings()
         self._looker = Looker()
 
-    def table(self, console: Console) -> Table:
+    def table(self, console: Console) -> Table | Text:
         """Look, and return the table that fits on the console."""
         room = max(1, console.height - _LINES_AROUND)
         limit = min(room, self.options.limit or room)
@@ -123,11 +123,15 @@ class Watch:
             chosen, more = runs_list.choose(runs, self.options, limit, self.standings, default_sort="state")
             rows = [self._row(run, standing) for run, standing in chosen]
         except (FileNotFoundError, ValueError) as error:  # a run was removed while it was read
-            return Table(title=f"{self.registry.home}: {error}; looking again", box=None)
+            return Text(f"{self.registry.home}: {error}; looking again")
         shown = [title for title in _TITLES if title in _ALWAYS or any(row[title] for _, row in rows)]
         clock = time.strftime("%H:%M:%S")
         table = Table(
-            title=f"{self.registry.home}, {clock}, every {self.options.watch:g} s, Ctrl-C ends",
+            title=Text(
+                f"{clock}, every {self.options.watch:g} s, Ctrl-C ends: {self.registry.home}",
+                no_wrap=True,
+                overflow="ellipsis",
+            ),
             caption=f"and {more:,} more" if more else None,
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
