@@ -130,15 +130,17 @@ def chain(recipe: Recipe, options: PipelineOptions, named: dict[str, str]) -> tu
     """Return the stages to bring to work, in order, and why others are left out."""
     left_out: dict[str, str] = {}
     found: list[str] = []
-    until = lineage(options.until) if options.until else list(STAGES)
+    until = lineage(options.until) if options.until else [*STAGES]
     for stage in STAGES:
+        if stage not in until or (options.stages and stage not in options.stages):
+            continue
         if getattr(recipe, stage, recipe) is None:
             left_out[stage] = f"recipe {recipe.name} has none"
         elif stage in named:
             left_out[stage] = f"--parents.{stage.replace('_', '-')} names a run"
         elif stage == "sample" and not recipe.sample.prompts:
             left_out[stage] = "no --sample.prompts"
-        elif stage in until and (not options.stages or stage in options.stages):
+        else:
             found.append(stage)
     missing = [stage for stage in (*options.stages, *filter(None, [options.until])) if stage in left_out]
     if missing:

@@ -6,6 +6,7 @@ and becomes the run's when it starts (`slurm/planned_job.py`). They ended withou
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dalle2_video.config import Recipe
-from dalle2_video.config_io import to_dict
+from dalle2_video.config_io import from_dict, to_dict
 from experiments import code_snapshot, files, identity, plan
 from experiments.plan import Lineage, Link, Plan, PlanSpec, Standing
 from experiments.registry import Registry
@@ -26,6 +27,7 @@ from launch.start import REPOSITORY, Order, Say, job_name, share_out, start
 from slurm import executor, plan_state
 from slurm.executor import Submission, Work
 from slurm.local import process_record
+from slurm.placement import Placement
 
 ABOUT_TO_SUBMIT_S = 330.0
 """How long a launcher may be at submitting a parent's job; it goes on trying for five minutes."""
@@ -42,7 +44,7 @@ class Brought:
     jobs: tuple[str, ...] = ()
     submission: Submission | None = None
     reason: str = ""
-    """Why it was submitted, or what a planned one waits for."""
+    """What a planned one waits for."""
 
     def words(self) -> str:
         """Tell it."""
@@ -50,7 +52,7 @@ class Brought:
         said = {
             "done": "done already",
             "attached": f"at work or queued already, {jobs}",
-            "submitted": f"{self.reason}, {jobs}",
+            "submitted": jobs,
             "planned": f"{jobs}, {self.reason}",
         }[self.action]
         refused = self.submission.refused if self.submission is not None else ""
@@ -151,7 +153,6 @@ def _launch(
         name=run.name,
         jobs=tuple(record.get("ids", ())),
         submission=started.submission,
-        reason=started.decision.reason,
     )
 
 
@@ -181,7 +182,7 @@ def _plan(
     )
     asked = order(info, arguments, tasks=num_tasks(info, recipe, clips), clips=clips)
     name, waits = f"{info.name} (planned)", f"behind {verdict.reason}"
-    started = start_plan(one, asked, verdict.jobs, lambda: plan_state.look(registry, links)[info.name], say)
+    started = start_plan(one, asked, verdict.jobs, functools.partial(_again, registry, one), say)
     if isinstance(started, Standing):
         return Brought(action="done" if started.state == "done" else "attached", name=started.name, jobs=started.jobs)
     return Brought(
@@ -211,9 +212,9 @@ def start_plan(
         number = len(intents) + 1
         if not one.claim_intent(number, _request(one, asked, after, code)):
             continue
-        dependency = f"afterany:{':'.join(after)}"
+        waits = [f"afterany:{':'.join(after)}"] if after else []
         if asked.training:
-            dependency += ",singleton"  # as for any training: a second job of one launch waits for the first
+            waits.append("singleton")  # as for any training: a second job of one launch waits for the first
         work = Work(
             run_folder=one.folder,
             name=job_name(one.folder),
@@ -223,7 +224,7 @@ def start_plan(
             code=code_snapshot.folder(one.home, code),
             groups=len(one.intent(number).request["groups"]),
             parallel=asked.parallel,
-            dependency=dependency,
+            dependency=",".join(waits),
             module=MODULE,
         )
         return executor.submit(work, on_job=lambda record: one.resolve_intent(number, record), say=say)  # noqa: B023
@@ -248,6 +249,52 @@ def _request(one: Plan, asked: Order, after: tuple[str, ...], code: str) -> dict
         "after": list(after),
         "retry": asked.retry,
     }
+
+
+def mend(registry: Registry, say: Say) -> list[Brought]:
+    """Submit again, as they were last, the plans that ended because of a parent that is done or at work again.
+
+    For `tools/runs.py heal`. A plan whose job was cancelled, or failed by itself, is left to its user.
+    """
+    mended = []
+    for stage in STAGES:  # parents first: their jobs are what children wait for
+        for one in plan.plans(registry.home, stage):
+            newest = one.newest_intent()
+            end = one.end_of(newest) if newest else None
+            if end is None or end["kind"] != "failed" or not end["by_parents"]:
+                continue
+            links = one.spec.lineage
+            found = plan_state.look(registry, links)
+            verdict = plan.verdict([found[name] for name in links[stage].parents])
+            if found[stage].state != "ended" or verdict.action not in ("go", "wait"):
+                continue
+            again = start_plan(one, _order_of(one, newest), verdict.jobs, functools.partial(_again, registry, one), say)
+            if not isinstance(again, Standing):
+                reason = f"behind {verdict.reason}" if verdict.jobs else "its parents are done"
+                jobs = tuple(again.record["ids"])
+                name = f"{stage} (planned)"
+                mended.append(Brought(action="planned", name=name, jobs=jobs, submission=again, reason=reason))
+    return mended
+
+
+def _again(registry: Registry, one: Plan) -> Standing:
+    return plan_state.look(registry, one.spec.lineage)[one.stage]
+
+
+def _order_of(one: Plan, number: int) -> Order:
+    """Return the order of a plan's launch, with the code of that launch."""
+    request = one.intent(number).request
+    code = request["code"]
+    return Order(
+        training=request["training"],
+        placement=from_dict(Placement, request["placement"]),
+        runtime=request["runtime"],
+        tasks=len(request["groups"]),
+        parallel=request["parallel"],
+        num_tasks=request["num_tasks"],
+        num_clips=request["num_clips"],
+        code=code if code_snapshot.folder(one.home, code).is_dir() else None,
+    )
 
 
 def would(

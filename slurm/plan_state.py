@@ -17,7 +17,7 @@ from experiments.plan import Lineage, Link, Plan, Standing
 from experiments.reconcile import Liveness
 from experiments.registry import Registry
 from experiments.run import Run
-from slurm import job_state, run_state
+from slurm import job_state, logs, run_state
 
 WORDS = 300
 """Characters that are quoted of an error."""
@@ -139,6 +139,11 @@ def _of_run(run: Run) -> Standing:
 def _why_ended(run: Run, where: run_state.Standing) -> str:
     if where.state == "poisoned":
         return f"{run.name} failed: {_short(where.decision.reason)}"
+    if where.state == "stopped" and not any(one.claim.get("intent") == run.newest_intent() for one in where.attempts):
+        log = logs.of_job(run)
+        words = logs.last_words(log).strip() if log is not None else ""
+        why = f": {_short(words.splitlines()[-1])} (log: {log})" if words else " (cancelled?)"
+        return f"{run.name}: its job ended before an attempt began{why}"
     if where.state == "stopped":
         return f"{run.name} was stopped or cancelled before it was done"
     ends = [attempt.end for attempt in reconcile.newest_of_groups(where.attempts)]

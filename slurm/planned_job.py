@@ -60,12 +60,14 @@ def _become(one: Plan, intent: int, group: int) -> tuple[Run, int | None] | None
 
     None: there is none, for a reason that is on record.
     """
-    if end := _of_earlier_life(one, intent):
+    if end := _recorded(one, intent):
         return end
     if int(os.environ.get("SLURM_PROCID", "0")):
-        return _told(one, intent, RANKS_WAIT_S)
-    if group and (end := _told(one, intent, random.uniform(0.5, 1.0) * GROUPS_WAIT_S)):
-        return end
+        _wait_to_be_told(one, intent, RANKS_WAIT_S)
+        return _recorded(one, intent)
+    # A group whose first group has yet to begin, or is waiting again, decides for itself.
+    if group and _wait_to_be_told(one, intent, random.uniform(0.5, 1.0) * GROUPS_WAIT_S):
+        return _recorded(one, intent)
     try:
         return _decide(one, intent)
     except (ValueError, OSError) as error:
@@ -74,23 +76,23 @@ def _become(one: Plan, intent: int, group: int) -> tuple[Run, int | None] | None
         return None
 
 
-def _of_earlier_life(one: Plan, intent: int) -> tuple[Run, int | None] | None:
-    """Return what this job became before Slurm requeued it."""
+def _recorded(one: Plan, intent: int) -> tuple[Run, int | None] | None:
+    """Return what this job became, by the word of its first rank or before Slurm requeued it."""
     end = one.end_of(intent)
     if end is None or end["kind"] != "became":
         return None
     return Registry(one.home).find(end["run"].rpartition("/")[2], one.stage), end["launch"]
 
 
-def _told(one: Plan, intent: int, timeout_s: float) -> tuple[Run, int | None] | None:
-    """Wait for what the first rank, or group, makes of the plan."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+def _wait_to_be_told(one: Plan, intent: int, timeout_s: float) -> bool:
+    """Wait until the first rank, or group, has said what it makes of the plan; return whether it has."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
         end = one.end_of(intent)
-        if end is not None and end.get("restart") == _restart():
-            return _of_earlier_life(one, intent)
+        if end is not None and (end["kind"] == "became" or end["restart"] == _restart()):
+            return True
         time.sleep(1)
-    return _of_earlier_life(one, intent)
+    return False
 
 
 def _decide(one: Plan, intent: int) -> tuple[Run, int | None] | None:
@@ -100,7 +102,7 @@ def _decide(one: Plan, intent: int) -> tuple[Run, int | None] | None:
     if verdict.action == "wait":
         _wait_for(verdict.jobs)
     why = f"{verdict.reason} (asked for {ASKS * ASK_PAUSE_S:.0f} s)" if verdict.action == "ask" else verdict.reason
-    _fail(one, intent, why)
+    _fail(one, intent, why, by_parents=True)
     return None
 
 
@@ -167,8 +169,8 @@ def _became(one: Plan, intent: int, run: Run, number: int | None) -> tuple[Run, 
     return run, number
 
 
-def _fail(one: Plan, intent: int, reason: str) -> None:
-    one.end(intent, "failed", reason=reason, restart=_restart())
+def _fail(one: Plan, intent: int, reason: str, *, by_parents: bool = False) -> None:
+    one.end(intent, "failed", reason=reason, by_parents=by_parents, restart=_restart())
     log.error("%s%s", reason, REMEDY)
 
 
