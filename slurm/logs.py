@@ -34,7 +34,9 @@ def try_print_start() -> None:
     """Print the line with which a start of a Slurm job begins in each rank's log; elsewhere nothing."""
     if (job := os.environ.get("SLURM_JOB_ID")) is not None:
         restart, rank = os.environ.get("SLURM_RESTART_COUNT", "0"), os.environ.get("SLURM_PROCID", "0")
-        print(f"=== start {restart} of Slurm job {job}, rank {rank}, on {socket.gethostname()} ===", flush=True)
+        # The start before may have been killed in the middle of a line.
+        line = "" if restart == "0" else "\n"
+        print(f"{line}=== start {restart} of Slurm job {job}, rank {rank}, on {socket.gethostname()} ===", flush=True)
 
 
 def start_in(line: bytes) -> int | None:
