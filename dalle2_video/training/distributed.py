@@ -6,6 +6,7 @@ GPUs, gloo on CPUs. All ranks call the functions here in the same order.
 
 from __future__ import annotations
 
+import importlib
 import os
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,7 @@ def start(threads: int) -> torch.device:
 
     # On CPU DeepSpeed would compile its shared-memory collectives at first use: minutes, and a compiler on every node.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon()
     local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world))
     if cuda:
@@ -41,6 +43,20 @@ def start(threads: int) -> torch.device:
         dist_backend="nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False, auto_mpi_discovery=False
     )
     return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+
+
+def _import_muon() -> None:
+    """Import the optimiser that DeepSpeed looks for in ours, without what it brings.
+
+    Nothing here uses Muon, but its kernels are handed to `torch.compile` when they are defined, which loads the whole
+    of Inductor: two seconds of each start.
+    """
+    compile_function = torch.compile
+    torch.compile = lambda function, *_, **__: function  # type: ignore[assignment]
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        torch.compile = compile_function
 
 
 def rank() -> int:
@@ -84,6 +100,13 @@ def total(values: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over all ranks, in place."""
     dist.all_reduce(values)
     return values
+
+
+def highest(value: int, device: torch.device) -> int:
+    """Return the largest of all ranks' values."""
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def end() -> None:
