@@ -65,7 +65,7 @@ def launch(info: StageInfo, arguments: Arguments) -> int:
     except ValueError as error:
         if not arguments.options.dry_run:
             raise
-        console.print(f"would not start: {error}")
+        console.print(f"would not start: {error}", markup=False)
         estimate.show(console, info, arguments)
         return 0
     if arguments.options.dry_run:

@@ -196,3 +196,12 @@ def test_a_dry_run_tells_it_and_changes_nothing(
     ):
         assert text in said, said
     assert not home.exists()
+
+
+def test_a_dry_run_shows_what_it_refuses_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    root = tmp_path / "old [/x]"  # rich takes brackets for markup
+    assert submit.main("preprocess", ["--data-root", str(root), "--dry-run", "--cluster", "local"]) == 0
+    assert f"would not start: data root {root} is not a folder" in capsys.readouterr().out
