@@ -37,8 +37,8 @@ class RuntimeConfig:
     """CPU threads a rank; 0 shares the machine's cores among its ranks."""
 
     keep_every: int = 0
-    """Checkpoints of steps that this divides are never removed; 0 or more. 0: only the newest two are kept, and those
-    that a child run pinned."""
+    """Checkpoints of steps that this divides are never removed, whatever later launches say; 0 or more. 0: only the
+    newest two are kept. Child runs pin the export, which always stays."""
     hang_factor: float = 20.0
     """A step that takes longer than so many times the median step is a hang: the stacks of all threads go to the log
     and the attempt ends; 2 or more."""
