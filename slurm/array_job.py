@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,37 @@ from dalle2_video.config import SampleConfig
 from dalle2_video.config_io import from_dict
 from dalle2_video.data_config import DataConfig
 from dalle2_video.task_array import Published, TaskArray
+from dalle2_video.training.stop import PREEMPT, StopFlag, StopSignals
 from experiments import files, identity
 from experiments.run import Attempt, Run
 from experiments.task_facts import event_of
-from slurm.attempt import claim, leave_slurm, parents_of, record_failure
+from slurm import leaving, notify
+from slurm.attempt import claim, parents_of, record_failure
 
 
-def run_tasks(run: Run, intent: int, request: dict[str, Any], group: int) -> int:
-    """Do a group's tasks that are not done yet; return the process's exit code."""
-    signals: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda caught, _: signals.append(caught))
+class Stopped(Exception):  # noqa: N818 - a state, not a defect of the task
+    """A task was told to stop in its middle."""
+
+
+def run_tasks(run: Run, intent: int, request: dict[str, Any], group: int, signals: StopSignals) -> int:
+    """Do a group's tasks that are not done yet; return the process's exit code.
+
+    signals: what this process was told since it started.
+    """
+    flag = StopFlag(run.stop_requested, signals)
     attempt = Attempt(run, claim(run, intent, request, group))
     worker: Worker | None = None
     try:
         worker = Worker(run, attempt, _task_array(run, request, group), group)
-        if worker.work(request["groups"][group], stop=lambda: bool(signals) or run.stop_requested()):
+        if worker.work(request["groups"][group], stop=lambda: flag.poll() > 0):
             attempt.end("done", progress=worker.finished)
-        else:
-            preempted = signal.SIGUSR2 in signals
-            attempt.end("preempted" if preempted else "stopped", progress=worker.finished)
-            leave_slurm(run, preempted=preempted)
-        return 0
+            if run.is_done():
+                notify.try_tell(run, "done")
+            return 0
+        told = flag.poll() == PREEMPT
+        kind = leaving.end_kind("preempted" if told else "stopped", leaving.job_facts())
+        attempt.end(kind, progress=worker.finished)
+        return leaving.leave(run, told=told)
     except BaseException as error:
         return record_failure(attempt, error, progress=worker.finished if worker else 0)
 
@@ -57,7 +65,8 @@ class Worker:
     ) -> bool:
         """Do those of `tasks` that are not done yet and, if then all of the run's are, the last step.
 
-        stop: asked before each task; on_task: told a task and the share of it done. Returns False where it was stopped.
+        stop: asked before each task and whenever one tells its progress, what it did is then lost; on_task: told a task
+        and the share of it done. Returns False where it was stopped.
         """
         run, array = self.run, self.array
         self.attempt.remove_leftovers(array.root, group=self.group)
@@ -70,9 +79,13 @@ class Worker:
         for task in mine:
             if stop():
                 return False
-            with self._staging() as staging:
-                published, record = array.run_task(task, staging, functools.partial(self._progress, task, on_task))
-                _publish(published, array.root)
+            try:
+                with self._staging() as staging:
+                    on_progress = functools.partial(self._progress, task, stop, on_task)
+                    published, record = array.run_task(task, staging, on_progress)
+                    _publish(published, array.root)
+            except Stopped:
+                return False
             # Before the record: whoever finds the task finished finds its sum.
             self.attempt.append("events", event_of(task, record))
             run.finish_task(task, record)
@@ -94,7 +107,11 @@ class Worker:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _progress(self, task: int, on_task: Callable[[int, float], None] | None, share: float) -> None:
+    def _progress(
+        self, task: int, stop: Callable[[], bool], on_task: Callable[[int, float], None] | None, share: float
+    ) -> None:
+        if share < 1 and stop():
+            raise Stopped
         self.attempt.beat({"task": task, "share": share})
         if on_task is not None:
             on_task(task, share)

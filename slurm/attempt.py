@@ -1,7 +1,6 @@
-"""What trainings and arrays share on a node: claiming an attempt, finding the pinned parents, ending in good order.
+"""What trainings and arrays share on a node: claiming an attempt, finding the pinned parents, recording the end.
 
-Stopping and requeueing are ours: PREEMPT (USR2) saves and asks Slurm for a requeue; STOP (TERM, the STOP switch) saves
-and never requeues. An unfinished Slurm job then waits to be killed: to exit 0 would read COMPLETED.
+What becomes of a Slurm job whose attempt ended before its work did is decided in `slurm/leaving.py`.
 """
 
 from __future__ import annotations
@@ -9,8 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
-import subprocess
+import socket
 import time
 import traceback
 from typing import Any
@@ -24,11 +22,10 @@ log = logging.getLogger(__name__)
 ATTEMPT_VARIABLE = "DALLE2_VIDEO_ATTEMPT"
 SUPERVISOR_VARIABLE = "DALLE2_VIDEO_SUPERVISOR"
 SLURM_VARIABLES = (
-    "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST"
+    "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST",
+    "SLURMD_NODENAME", "SLURM_JOB_PARTITION",
 )  # fmt: skip
 USER_ERROR = 2
-REQUEUE_TRIES = 5
-WAIT_TO_BE_KILLED_S = 3600
 PEER_FAILURE_DELAY_S = 2.0
 END_TRIES = 5
 TRACEBACK_TAIL = 4000
@@ -73,6 +70,7 @@ def record_failure(attempt: Attempt | None, error: BaseException, **facts: Any) 
     if attempt is not None and not isinstance(error, Superseded):
         rank = int(os.environ.get("RANK", "0"))
         details = {"message": message, "traceback": trace[-TRACEBACK_TAIL:], "rank": rank, "exit_code": code}
+        details["host"] = socket.gethostname()
         try_end(attempt, "error", **details, **facts)
         notify.try_tell_poisoned(attempt.run)
     return code
@@ -111,31 +109,3 @@ def parents_of(run: Run) -> dict[str, Run]:
             )
         found[name] = parent
     return found
-
-
-def leave_slurm(run: Run, *, preempted: bool) -> None:
-    """End an unfinished Slurm job in good order; elsewhere return at once.
-
-    Preempted with notice: ask for a requeue. Stopped by the STOP switch: cancel the job, whose nodes nobody needs any
-    more. Otherwise wait to be killed: who sent TERM, scancel or Slurm's own requeue, decides what becomes of the job.
-    """
-    if "SLURM_JOB_ID" not in os.environ:
-        return
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if int(os.environ.get("SLURM_PROCID", "0")) == 0:
-        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-        job = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
-        if preempted:
-            _ask_slurm(["scontrol", "requeue", job])
-        elif run.stop_requested():
-            _ask_slurm(["scancel", job])
-    time.sleep(WAIT_TO_BE_KILLED_S)
-
-
-def _ask_slurm(command: list[str]) -> None:
-    for pause in range(REQUEUE_TRIES):
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            return
-        log.warning("%s: %s", " ".join(command), answer.stderr.strip())
-        time.sleep(2**pause)

@@ -186,8 +186,8 @@ def sbatch_text(work: Work) -> str:
 def _command(work: Work, first: int) -> str:
     python = work.placement.python or shlex.quote(sys.executable)
     arguments = shlex.join([str(work.run_folder), str(work.intent), str(first)])
-    # A USR2 that arrives while imports run must not kill Python: it starts with the signal ignored.
-    return f"env --ignore-signal=USR2 {python} -u -m {work.module} {arguments}"
+    # A signal that arrives before Python can take note of it must not kill: the job would count as failed.
+    return f"env --ignore-signal=USR2,TERM {python} -u -m {work.module} {arguments}"
 
 
 def _executor(work: Work, first: int, size: int, at_once: int) -> submitit.SlurmExecutor:

@@ -18,9 +18,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from dalle2_video.training.stop import StopSignals
 from experiments.run import Run
 from slurm import logs
 from slurm.attempt import ATTEMPT_VARIABLE, SUPERVISOR_VARIABLE
+from slurm.startup import Startup
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ _PR_SET_PDEATHSIG = 1
 
 def main(run_folder: str, intent: int, group: int = 0) -> None:
     """Run one rank of a training or one group of an array."""
+    signals = StopSignals()  # before the imports below, which take long
+    startup = Startup()
     _die_with_supervisor()
     if ATTEMPT_VARIABLE not in os.environ:
         logs.try_print_start()  # first: whatever follows belongs to this start
@@ -36,7 +40,7 @@ def main(run_folder: str, intent: int, group: int = 0) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     run = Run(Path(run_folder))
     request = run.intent(intent).request
-    code = 0 if _leaves(run, intent) else _work(run, intent, request, group)
+    code = 0 if _leaves(run, intent) else _work(run, intent, request, group, signals, startup)
     # The outcome is on record. A failed rank must not be held by a collective that waits for a dead peer, and a
     # finished one must not be failed by gloo, which now and then aborts while the interpreter winds down.
     sys.stdout.flush()
@@ -44,16 +48,17 @@ def main(run_folder: str, intent: int, group: int = 0) -> None:
     os._exit(code)
 
 
-def _work(run: Run, intent: int, request: dict[str, Any], group: int) -> int:
+def _work(run: Run, intent: int, request: dict[str, Any], group: int, signals: StopSignals, startup: Startup) -> int:
     """Do the work; return the exit code."""
     # Imported here: an array of preprocessing tasks needs no torch.
     if request["training"]:
+        startup.begins("imports")
         from slurm import training_job
 
-        return training_job.train(run, intent, request)
+        return training_job.train(run, intent, request, signals, startup)
     from slurm import array_job
 
-    return array_job.run_tasks(run, intent, request, group)
+    return array_job.run_tasks(run, intent, request, group, signals)
 
 
 def _leaves(run: Run, intent: int) -> bool:

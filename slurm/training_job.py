@@ -5,6 +5,8 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import shutil
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,13 +21,15 @@ from dalle2_video.stages import STAGES, StageInputs
 from dalle2_video.training import distributed
 from dalle2_video.training.export import export_digest
 from dalle2_video.training.loop import Trainer
+from dalle2_video.training.stop import PREEMPT, StopSignals
 from dalle2_video.training.watchdog import Hang, Watchdog, summary, suspect
 from experiments import files
 from experiments.milestones import Milestones
 from experiments.run import Attempt, Run, Superseded
-from slurm import logs, notify, rendezvous, tracking
-from slurm.attempt import claim, leave_slurm, parents_of, record_failure, supervised_attempt, try_end
+from slurm import leaving, logs, notify, rendezvous, tracking
+from slurm.attempt import claim, parents_of, record_failure, supervised_attempt, try_end
 from slurm.records import Records
+from slurm.startup import EVENT, Startup, in_words
 from slurm.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -35,8 +39,12 @@ HANGS_HEARD_S = 3.0
 """Time that ranks give each other to say how they hang."""
 
 
-def train(run: Run, intent: int, request: dict[str, Any]) -> int:
-    """Train the run's stage; return the process's exit code."""
+def train(run: Run, intent: int, request: dict[str, Any], signals: StopSignals, startup: Startup) -> int:
+    """Train the run's stage; return the process's exit code.
+
+    signals: what this process was told since it started; startup: how long it took until here.
+    """
+    startup.begins("rendezvous")
     attempt: Attempt | None = None
     faulthandler.enable()  # a crash leaves the stacks of all threads in the log
     try:
@@ -49,8 +57,17 @@ def train(run: Run, intent: int, request: dict[str, Any]) -> int:
             minimum_s=runtime.hang_min_s,
             factor=runtime.hang_factor,
             on_hang=lambda hang: _record_hang(attempt or supervised_attempt(run), hang),
+            on_phase=startup.follow(lambda seconds: _record_startup(attempt, seconds)),
         )
         device = distributed.start(runtime.torch_threads)
+        if told := distributed.highest(signals.value, device):
+            # While imports ran: nothing was begun, so this is no attempt.
+            log.info("%s: told to stop before it started", run.name)
+            if distributed.rank() == 0 and (claimed := supervised_attempt(run)):
+                try_end(claimed, "preempted" if told == PREEMPT else "stopped")
+            watchdog.stop()
+            return leaving.leave(run, told=told == PREEMPT)
+        startup.begins("claim")
         attempt = Attempt(run, distributed.from_rank_zero(lambda: claim(run, intent, request, 0)))
         if distributed.rank() == 0:
             attempt.remove_leftovers(run.folder / "checkpoints")
@@ -75,22 +92,37 @@ def train(run: Run, intent: int, request: dict[str, Any]) -> int:
             control=Control(attempt, tracker, keep_every=runtime.keep_every),
             watchdog=watchdog,
             device=device,
+            signals=signals,
         )
         outcome = trainer.run()
         if distributed.rank() == 0:
-            try_end(attempt, outcome)
+            try_end(attempt, outcome if outcome == "done" else leaving.end_kind(outcome, leaving.job_facts()))
             log.info("%s: %s", run.name, outcome)
         watchdog.phase("leaving")
         distributed.end()
         watchdog.stop()
+        code = 0
         if outcome != "done":
-            leave_slurm(run, preempted=outcome == "preempted")
+            code = leaving.leave(run, told=outcome == "preempted")
         elif os.environ["RANK"] == "0":
             notify.try_tell(run, "done")
         tracker.finish()  # last: it may wait, and a requeue shall not
-        return 0
+        return code
     except BaseException as error:
         return record_failure(attempt or supervised_attempt(run), error)
+    finally:
+        _remove_caches()
+
+
+def _remove_caches() -> None:
+    """Remove this job's compile caches from the node; those of a job that is killed stay for its next start."""
+    if os.environ.get("LOCAL_RANK") == "0" and "SLURM_JOB_ID" in os.environ:
+        shutil.rmtree(rendezvous.caches_of_job(), ignore_errors=True)
+
+
+def _record_startup(attempt: Attempt | None, seconds: dict[str, float]) -> None:
+    if attempt is not None and distributed.rank() == 0:
+        attempt.append("events", {"event": EVENT, "seconds": seconds, "message": in_words(seconds)})
 
 
 def _tracker(run: Run, attempt: Attempt, runtime: RuntimeConfig) -> Tracker:
@@ -111,14 +143,16 @@ def _record_hang(attempt: Attempt | None, hang: Hang) -> None:
         return
     rank, world_size, folder = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), attempt.run.folder
     reports = {other: logs.hang_report(folder, attempt.number, other) for other in range(world_size)}
-    files.write_atomic(reports[rank], files.encode(asdict(hang)))
+    files.write_atomic(reports[rank], files.encode(asdict(hang) | {"host": socket.gethostname()}))
     names, deadline_s = {path.name for path in reports.values()}, time.monotonic() + HANGS_HEARD_S
     while names - set(files.names_in(logs.folder_of(folder))) and time.monotonic() < deadline_s:
         time.sleep(0.2)
-    heard = {other: files.read_json(path) for other, path in reports.items()}
-    hangs = {other: Hang(**report) for other, report in heard.items() if report is not None}
+    heard = {other: report for other, path in reports.items() if (report := files.read_json(path)) is not None}
+    hosts = {other: report.pop("host") for other, report in heard.items()}
+    hangs = {other: Hang(**report) for other, report in heard.items()}
     first = suspect(hangs)
     details = {"rank": first, "traceback": hangs[first].stack, "step": hangs[first].step, "exit_code": 1}
+    details["host"] = hosts[first]
     message = summary(hangs, world_size)
     try_end(attempt, "hang", message=message, seconds=hangs[first].seconds, **details)
     notify.try_tell(attempt.run, "hang", message, occasion=f"attempt-{attempt.number:04d}")

@@ -83,11 +83,13 @@ def ranks_of(run: Run) -> list[int]:
     return found
 
 
-def with_parents(chain: Chain, home: Path) -> Chain:
-    """A second home with the same finished parents and no prior."""
+def with_parents(chain: Chain, home: Path, stage: str = "prior") -> Chain:
+    """A second home with the same finished parents and no run of `stage`."""
     (home / "runs").mkdir(parents=True)
-    for stage in ("preprocess", "clip", "embed"):
-        (home / "runs" / stage).symlink_to(chain.home / "runs" / stage)
+    for parent in ("preprocess", "clip", "embed"):
+        if parent == stage:  # nor what follows from it
+            break
+        (home / "runs" / parent).symlink_to(chain.home / "runs" / parent)
     return Chain(home=home, data=chain.data)
 
 

@@ -30,7 +30,7 @@ from dalle2_video.training.engine import Engine, learning_rate
 from dalle2_video.training.export import export
 from dalle2_video.training.health import StepHealth, spread_nonfinite
 from dalle2_video.training.run_control import RunControl
-from dalle2_video.training.stop import PREEMPT, StopFlag, Switch
+from dalle2_video.training.stop import PREEMPT, StopFlag, StopSignals, Switch
 from dalle2_video.training.watchdog import Watchdog
 from dalle2_video.training.window import Window
 
@@ -52,10 +52,12 @@ class Trainer:
         control: RunControl,
         watchdog: Watchdog,
         device: torch.device,
+        signals: StopSignals | None = None,
     ) -> None:
         """Build model, optimiser and loaders; nothing is read from a checkpoint yet.
 
-        name: the stage's on the command line, for messages; watchdog: is told of every phase.
+        name: the stage's on the command line, for messages; watchdog: is told of every phase; signals: those caught
+        since the process started.
         """
         self.stage, self.seed, self.runtime, self.control, self.device = stage, seed, runtime, control, device
         self.watchdog = watchdog
@@ -74,7 +76,7 @@ class Trainer:
         )
         # Opened now: a split without clips is refused before the first step, not at the first validation.
         self.train_set, self.val_set = stage.dataset("train"), stage.dataset("val")
-        self.flag = StopFlag(control.stop_requested if self.rank == 0 else lambda: False)
+        self.flag = StopFlag(control.stop_requested if self.rank == 0 else lambda: False, signals)
         self.save_switch = Switch(control.save_requested if self.rank == 0 else lambda: False)
         self.save_asked = False
         """Whether a checkpoint is to be made after this step, as all ranks agree."""
@@ -124,6 +126,9 @@ class Trainer:
     def _train(self, first_step: int, last_step: int, micro_batches: Iterator[Batch]) -> int:
         """Do steps [first_step, last_step); return the flag that ended them early, or 0. The last step is saved."""
         retry = 0
+        # Told while it started: there is nothing new to save, and a node to give back.
+        if flag := distributed.highest(self.flag.poll(), self.device):
+            return flag
         for step in range(first_step, last_step):
             done, last = step + 1, step + 1 == last_step
             self.watchdog.phase(f"waiting for the data of step {done}")

@@ -32,13 +32,14 @@ class Switch:
         return self._look()
 
 
-class StopFlag:
-    """This process's wish to stop: 0, STOP or PREEMPT; the highest ever seen stays."""
+class StopSignals:
+    """What signals told this process since this was made: 0, STOP or PREEMPT; the highest ever seen stays.
 
-    def __init__(self, switch: Callable[[], bool]) -> None:
-        """switch: whether somebody asked through the run folder; asked at most once a second, on rank 0."""
-        self._switch = Switch(switch)
-        self._value = 0
+    Made before the long imports: a signal that nobody catches kills, and one that is ignored is lost.
+    """
+
+    def __init__(self) -> None:
+        self.value = 0
         self._pid = os.getpid()
         for number, value in ((signal.SIGUSR2, PREEMPT), (signal.SIGTERM, STOP), (signal.SIGINT, STOP)):
             signal.signal(number, lambda *_, value=value: self._raise_to(value))
@@ -46,10 +47,23 @@ class StopFlag:
     def _raise_to(self, value: int) -> None:
         # Loader workers inherit the handlers; their signals are not the trainer's.
         if os.getpid() == self._pid:
-            self._value = max(self._value, value)
+            self.value = max(self.value, value)
+
+
+class StopFlag:
+    """This process's wish to stop, by signal or by the switch: 0, STOP or PREEMPT; the highest ever seen stays."""
+
+    def __init__(self, switch: Callable[[], bool], signals: StopSignals | None = None) -> None:
+        """switch: whether somebody asked through the run folder; asked at most once a second, on rank 0.
+
+        signals: those caught so far; None: they are caught from now on.
+        """
+        self._switch = Switch(switch)
+        self._signals = signals or StopSignals()
+        self._switched = 0
 
     def poll(self) -> int:
         """Return the flag of this process."""
         if self._switch.poll():
-            self._raise_to(STOP)
-        return self._value
+            self._switched = STOP
+        return max(self._switched, self._signals.value)

@@ -34,6 +34,30 @@ class Cluster:
         """Return what one of Slurm's commands prints."""
         return self._ask(list(command))
 
+    def try_slurm(self, *command: str) -> str | None:
+        """Return the same, None where the controller does not answer."""
+        answer = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+        return answer.stdout if answer.returncode == 0 else None
+
+    def signal_ranks(self, node: int, signal: str) -> int:
+        """Send a signal to all processes of jobs of ours on a node; return how many there are."""
+        found = self.try_slurm(str(SANDBOX), "in", str(node), "pgrep", "-f", "slurm[.]job")
+        if not found:
+            return 0
+        self.try_slurm(str(SANDBOX), "in", str(node), "pkill", f"-{signal}", "-f", "slurm[.]job")
+        return len(found.split())
+
+    def idle(self) -> list[str]:
+        """Names of the nodes that nothing runs on."""
+        options = ["--noheader", "--Node", "--partition=low", "--states=idle", "--format=%N"]
+        return sorted(set(self.slurm("sinfo", *options).split()))
+
+    def preempt(self, nodes: int = 3) -> None:
+        """Submit a job that takes so many whole nodes away for a moment."""
+        self.slurm(
+            "sbatch", "--partition=high", f"--nodes={nodes}", "--exclusive", "--output=/dev/null", "--wrap=sleep 0.5"
+        )
+
     def _ask(self, command: list[str]) -> str:
         answer = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
         assert answer.returncode == 0, f"{' '.join(command)}:\n{answer.stdout}\n{answer.stderr}"
@@ -41,11 +65,14 @@ class Cluster:
 
 
 def started(*options: str) -> Iterator[Cluster]:
-    """Start a sandbox in a folder with a short path, as Unix sockets need, and stop it; skips where it cannot be made."""
+    """Start a sandbox in a folder with a short path, as Unix sockets need, and stop it; skips where it cannot be."""
     lacking = [p for p in ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd") if not _there(p)]
-    if lacking or os.getuid() != 0:
-        pytest.skip(f"a Slurm sandbox needs root and {', '.join(lacking) or 'nothing else'}; see tools/slurm_sandbox")
+    if os.getuid() != 0:
+        pytest.skip("a Slurm sandbox needs root")
+    if lacking:
+        pytest.skip(f"a Slurm sandbox needs {', '.join(lacking)}: tools/slurm_sandbox install")
     with tempfile.TemporaryDirectory(prefix="slurm") as folder:
+        Path(folder).chmod(0o755)  # its configuration is for every user
         cluster = Cluster(folder=Path(folder) / "s")
         cluster.sandbox("start", *options)
         try:

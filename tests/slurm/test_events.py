@@ -1,217 +1,184 @@
 """What happens to jobs on a cluster happens to a training on two nodes: it ends done, with the same weights to the bit.
 
-Each test submits with the launcher a user types, on a real Slurm with real nodes (`tools/slurm_sandbox`).
+Each test submits with the launcher a user types, on a real Slurm with real nodes (`tools/slurm_sandbox`), and lets
+several things happen to one training.
 """
 
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import NEEDED, REPOSITORY, TINY, Chain, assert_same_training, with_parents
+from launching import REPOSITORY, Chain, learnt, with_parents
 from slurm_cluster import Cluster
+from struck_training import INTERVAL, Training
 
 from experiments.run import Run
 
-STEPS, INTERVAL = 150, 10
-FLAGS = ["--prior.optim.steps", str(STEPS), "--checkpoint-every", str(INTERVAL), "--validate-every", "50"]
-LAUNCH = ["--cluster", "slurm", "--nodes", "2", "--log-every", "1", "--partition", "low", "--torch-threads", "1"]
-
-
-class Training:
-    """The prior on two nodes, submitted as a user does."""
-
-    def __init__(self, cluster: Cluster, chain: Chain) -> None:
-        self.cluster, self.chain = cluster, chain
-        self.launch()
-        self.run: Run = next(chain.registry.runs("prior"))
-
-    def launch(self) -> str:
-        """Type the launch command; return what it says."""
-        flags = [flag for part in NEEDED["prior"] for flag in TINY[part]]
-        answer = subprocess.run(
-            [sys.executable, "launch/prior.py", *flags, *FLAGS, *LAUNCH],
-            cwd=REPOSITORY,
-            env=self.cluster.environment | {"DALLE2_VIDEO_HOME": str(self.chain.home)},
-            capture_output=True,
-            text=True,
-        )
-        assert answer.returncode == 0, answer.stdout + answer.stderr
-        return answer.stdout
-
-    @property
-    def job(self) -> str:
-        """Id of the newest job."""
-        job = self.run.intents()[-1].job
-        assert job is not None
-        return job["ids"][-1]
-
-    def state(self) -> str:
-        """State of the newest job in the queue, "" where it has left."""
-        return self.cluster.slurm("squeue", "--noheader", "--format=%T %r", "--jobs", self.job).strip()
-
-    def until(self, condition: Callable[[], object], what: str, timeout_s: float = 150) -> None:
-        """Wait; fails with the logs."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > deadline:
-                logs = "\n".join(
-                    f"{path}:\n{path.read_text()[-3000:]}" for path in sorted((self.run.folder / "logs").glob("*.out"))
-                )
-                queue = self.cluster.slurm("squeue")
-                pytest.fail(f"waited in vain until {what}; attempts {self.run.attempts()}\n{queue}\n{logs}")
-            time.sleep(0.2)
-
-    def until_commits(self, attempts: int = 1) -> None:
-        """Wait until the attempt of this number has committed."""
-        self.until(lambda: any(c.attempt >= attempts for c in self.run.commits()), f"attempt {attempts} commits")
-
-    def until_done(self) -> None:
-        """Wait for the end of the run and of its job."""
-        self.until(self.run.is_done, "the run is done")
-
-    def ends(self) -> list[str]:
-        """How the attempts ended, in order; "" without a word."""
-        return [(attempt.end or {"kind": ""})["kind"] for attempt in self.run.attempts()]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    training = Training(cluster, with_parents(chain, tmp_path_factory.mktemp("undisturbed") / "home"))
-    training.until_done()
-    assert training.ends() == ["done"]
-    claim = training.run.attempt(1).claim
-    assert claim["world_size"] == 2 and claim["slurm"]["SLURM_JOB_NODELIST"] == "n[1-2]"
-    return training.run
+Undisturbed = Callable[..., Run]
 
 
 @pytest.fixture
-def training(cluster: Cluster, chain: Chain, tmp_path: Path, undisturbed: Run) -> Training:
+def training(cluster: Cluster, chain: Chain, tmp_path: Path) -> Training:
     return Training(cluster, with_parents(chain, tmp_path / "home"))
 
 
-def preempt(cluster: Cluster, nodes: int) -> None:
-    """Submit a job that takes all nodes away for two seconds."""
-    cluster.slurm(
-        "sbatch", "--partition=high", f"--nodes={nodes}", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"
-    )
-
-
-def test_preemption_with_notice_saves_and_goes_on(training: Training, cluster: Cluster, undisturbed: Run) -> None:
-    training.until_commits()
-    preempt(cluster, 3)
-    training.until_done()
-    assert training.ends() == ["preempted", "done"]
-    # It saved when it was told, not at the last multiple of the interval.
-    assert training.run.attempt(2).claim["slurm"]["SLURM_RESTART_COUNT"] == "1"
-    assert_same_training(training.run, undisturbed)
-
-
-def test_preemption_without_notice_saves_and_goes_on(
-    cluster_without_notice: Cluster, chain: Chain, tmp_path: Path, undisturbed: Run
+def test_preempted_requeued_held_and_out_of_time_with_notice_it_loses_no_step(
+    training: Training, cluster: Cluster, undisturbed: Undisturbed
 ) -> None:
-    training = Training(cluster_without_notice, with_parents(chain, tmp_path / "home"))
-    training.until_commits()
-    preempt(cluster_without_notice, 2)
-    training.until_done()
-    assert training.ends() == ["stopped", "done"]
-    assert_same_training(training.run, undisturbed)
-
-
-def test_a_preemption_while_imports_run_costs_no_attempt(
-    training: Training, cluster: Cluster, undisturbed: Run
-) -> None:
-    training.until(lambda: training.state().startswith("RUNNING"), "the job runs")
-    preempt(cluster, 3)
-    training.until_done()
-    assert training.ends()[-1] == "done" and "error" not in training.ends()
-    assert_same_training(training.run, undisturbed)
-
-
-def test_the_time_limit_ends_in_the_next_job(training: Training, cluster: Cluster, undisturbed: Run) -> None:
-    training.until_commits()
-    cluster.slurm("scontrol", "update", f"JobId={training.job}", "EndTime=now+20")
-    training.until(lambda: len(training.run.attempts()) > 1 or training.run.is_done(), "it is started again")
-    training.until_done()
-    assert training.ends() == ["preempted", "done"]
-    assert_same_training(training.run, undisturbed)
-
-
-def test_requeued_held_and_released_it_goes_on(training: Training, cluster: Cluster, undisturbed: Run) -> None:
-    training.until_commits()
-    cluster.slurm("scontrol", "requeue", training.job)
-    training.until_commits(2)
-    cluster.slurm("scontrol", "requeuehold", training.job)
-    training.until(lambda: "JobHeld" in training.state(), "the job is held")
-    assert "running" not in training.launch()  # attaches to the held job
-    cluster.slurm("scontrol", "release", training.job)
-    training.until_done()
-    assert training.ends() == ["stopped", "stopped", "done"]
-    assert len(training.run.intents()) == 1
-    assert_same_training(training.run, undisturbed)
-
-
-def test_a_cancelled_job_stays_cancelled_and_the_next_launch_goes_on(
-    training: Training, cluster: Cluster, undisturbed: Run
-) -> None:
-    training.until_commits()
-    cluster.slurm("scancel", training.job)
-    training.until(lambda: not training.state(), "the job has left the queue", timeout_s=60)
-    time.sleep(10)  # a requeue would wait for the credential's six seconds
-    assert not training.state() and not training.run.is_done()
+    reference = undisturbed()
     training.launch()
-    training.until_done()
-    assert training.ends() == ["stopped", "done"]
-    assert_same_training(training.run, undisturbed)
+    training.until_step(1)
+    training.strike("preemption with notice", cluster.preempt)
+    training.until_step(2)
+    training.strike("scontrol requeue", lambda: cluster.slurm("scontrol", "requeue", training.job))
+    training.until_step(3)
+    training.strike("scontrol requeuehold, release", lambda: cluster.slurm("scontrol", "requeuehold", training.job))
+    assert "held" in training.state()
+    assert "running or queued already" in training.launch()  # attaches to the held job
+    cluster.slurm("scontrol", "release", training.job)
+    training.until_step(4)
+    training.strike(
+        "time limit", lambda: cluster.slurm("scontrol", "update", f"JobId={training.job}", "EndTime=now+50")
+    )
+    training.settle(reference)
+    assert training.ends() == ["preempted", "stopped", "stopped", "timeout", "done"]
+    assert training.run.attempt(5).claim["slurm"]["SLURM_RESTART_COUNT"] == "4"
+    assert len(training.run.intents()) == 1
+    assert [strike.lost_steps for strike in training.strikes] == [0, 0, 0, 0]
+    assert max(strike.freed_s or 0 for strike in training.strikes) < 20
 
 
-def test_a_node_loses_power(training: Training, cluster: Cluster, undisturbed: Run) -> None:
-    training.until_commits()
-    cluster.sandbox("node-down", "2")
+def test_preempted_without_notice_and_cancelled_it_loses_no_step_and_stays_cancelled_until_the_next_launch(
+    cluster_without_notice: Cluster, chain: Chain, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    reference, cluster = undisturbed(), cluster_without_notice
+    training = Training(cluster, with_parents(chain, tmp_path / "home"))
+    training.launch()
+    freeze_as_it_starts(training)
+    training.strike("preemption without notice while imports run", lambda: cluster.preempt(2))
+    training.until_step(1)
+    training.strike("preemption without notice", lambda: cluster.preempt(2))
+    training.until_step(2)
+    training.strike("scancel, launch", lambda: cluster.slurm("scancel", training.job))
+    time.sleep(8)  # a requeue would wait for the credential's six seconds
+    assert not training.state() and training.run.newest_attempt() == 2
+    assert "resumes at step" in training.launch()
+    training.settle(reference)
+    assert training.ends() == ["preempted", "stopped", "done"]
+    assert [strike.lost_steps for strike in training.strikes] == [0, 0, 0]
+
+
+def test_nodes_that_lose_power_cost_what_was_not_saved(
+    training: Training, cluster: Cluster, undisturbed: Undisturbed
+) -> None:
+    reference = undisturbed()
+    training.launch()
+    training.until_commits(1)
+    training.strike("power failure of a node", lambda: cluster.sandbox("node-down", "2"))
     try:
-        training.until_done()
+        training.until_step(2)
+        assert training.run.attempt(2).claim["slurm"]["SLURM_JOB_NODELIST"] == "n[1,3]"
+        training.until_commits(2)
+        training.strike("power failure of the first rank's node", lambda: cluster.sandbox("node-down", "1"))
     finally:
-        cluster.sandbox("node-up", "2")
-        training.until(lambda: "n2" in idle(cluster), "the node is back")
-    assert training.ends()[-1] == "done"
-    assert training.run.attempts()[-1].claim["slurm"]["SLURM_JOB_NODELIST"] == "n[1,3]"
-    assert_same_training(training.run, undisturbed)
+        for node in ("1", "2"):
+            cluster.sandbox("node-up", node)
+    training.settle(reference)
+    assert training.ends()[-1] == "done" and len(training.ends()) == 3
+    assert max(strike.lost_steps or 0 for strike in training.strikes) <= INTERVAL
+    training.until(lambda: len(cluster.idle()) == 3, "the nodes are back")
 
 
 def test_the_orphan_of_a_network_partition_neither_commits_nor_joins(
-    training: Training, cluster: Cluster, undisturbed: Run
+    cluster: Cluster, chain: Chain, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    training.until_commits()
-    cluster.sandbox("node-cut", "1")
+    reference = undisturbed(nodes=1)
+    training = Training(cluster, with_parents(chain, tmp_path / "home"), nodes=1)
+    training.launch()
+    training.until_commits(1)
     try:
-        training.until(lambda: len(training.run.attempts()) > 1, "it is started elsewhere")
-        orphans = cluster.sandbox("in", "1", "pgrep", "--count", "--full", "slurm.job|submitit")
-        training.until_done()
+        # It goes on as soon as the next attempt trains: at this pace it would be done before its node is missed.
+        assert cluster.signal_ranks(1, "STOP") == 1
+        training.strike("network partition", lambda: cluster.sandbox("node-cut", "1"))
+        training.until_step(2)
+        assert cluster.signal_ranks(1, "CONT") == 1, "nothing lives on: no orphan to fence"
+        log = next((training.run.folder / "logs").glob("*_0_log.out"))
+        training.until(lambda: "a newer attempt owns the run" in log.read_text(), "the orphan is refused")
     finally:
         cluster.sandbox("node-mend", "1")
-        training.until(lambda: "n1" in idle(cluster), "the node is back")
-    assert int(orphans) > 0, "nothing lived on: no orphan to fence"
-    assert training.ends()[-1] == "done"
-    started = training.run.attempts()[1].claim["time"]
-    late = [
-        commit for commit in training.run.commits() if commit.attempt == 1 and commit.path.stat().st_ctime > started
-    ]
-    assert late == []
-    assert_same_training(training.run, undisturbed)
+    training.settle(reference)
+    assert training.ends() == ["", "done"]
+    training.until(lambda: len(cluster.idle()) == 3, "the node is back")
 
 
-def test_daemons_that_are_restarted_are_not_noticed(training: Training, cluster: Cluster, undisturbed: Run) -> None:
-    training.until_commits()
+def test_daemons_that_are_down_or_restarted_are_not_noticed_nor_is_a_preemption_while_imports_run(
+    training: Training, cluster: Cluster, undisturbed: Undisturbed
+) -> None:
+    reference = undisturbed()
+    cluster.sandbox("ctld-down")
+    launcher = subprocess.Popen(
+        training.command(), cwd=REPOSITORY, env=training.environment(), stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(4)
+    cluster.sandbox("ctld-up")
+    said, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, said
+    freeze_as_it_starts(training)
+    training.strike("preemption while imports run", cluster.preempt)
+    training.until_step(1)
+    training.strike("slurmctld and slurmd restarted", lambda: restart_daemons(cluster), frees=False)
+    training.until_commits(1)
+
+    def told_while_nobody_answers() -> None:
+        cluster.sandbox("ctld-down")
+        assert cluster.signal_ranks(1, "USR2") == 1
+        training.until(lambda: training.ends() == ["preempted"], "it saved")
+        time.sleep(2)
+        cluster.sandbox("ctld-up")
+
+    training.strike("preempted while slurmctld is down", told_while_nobody_answers)
+    training.settle(reference)
+    assert training.ends() == ["preempted", "done"]
+    assert len(training.run.intents()) == 1
+    log = next((training.run.folder / "logs").glob("*_0_log.out")).read_text()
+    assert "Slurm's controller does not answer; the work is saved" in log
+
+
+def test_stopped_on_two_nodes_it_goes_on_on_one_with_the_same_samples(
+    training: Training, cluster: Cluster, undisturbed: Undisturbed
+) -> None:
+    training.launch()
+    training.until_commits(1)
+    command = [training.command()[0], "tools/runs.py", "stop", training.run.id]
+    answer = subprocess.run(command, cwd=REPOSITORY, env=training.environment(), capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    training.until(lambda: training.state() == "", "the job has left the queue")
+    training.nodes = 1
+    training.launch()
+    training.until_done()
+    assert training.ends() == ["stopped", "done"]
+    assert [attempt.claim["world_size"] for attempt in training.run.attempts()] == [2, 1]
+    ours, theirs = learnt(training.run), learnt(undisturbed())
+    assert [record["step"] for record in ours] == [record["step"] for record in theirs]
+    for record, expected in zip(ours, theirs, strict=True):
+        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4), record["step"]
+
+
+def freeze_as_it_starts(training: Training) -> None:
+    """Stop the ranks while they import; Slurm wakes them when it has something to tell them."""
+    training.until_running()
+    cluster, nodes = training.cluster, range(1, training.nodes + 1)
+    training.until(lambda: all(cluster.signal_ranks(node, "CONT") for node in nodes), "the ranks start")
+    time.sleep(0.5)
+    for node in nodes:
+        cluster.signal_ranks(node, "STOP")
+    assert training.run.newest_attempt() == 0, "too late: they have started"
+
+
+def restart_daemons(cluster: Cluster) -> None:
     cluster.sandbox("ctld-restart")
     cluster.sandbox("slurmd-restart", "1")
-    training.until_done()
-    assert training.ends() == ["done"]
-    assert_same_training(training.run, undisturbed)
-
-
-def idle(cluster: Cluster) -> str:
-    return cluster.slurm("sinfo", "--noheader", "--Node", "--partition=low", "--states=idle", "--format=%N")

@@ -97,7 +97,7 @@ def test_sbatch_is_told_all_of_a_placement(tmp_path: Path) -> None:
     srun = next(line for line in found if line.startswith("srun"))
     assert "--kill-on-bad-exit=1 --cpus-per-task=12 --ntasks-per-node=8" in srun
     assert srun.endswith(
-        f"env --ignore-signal=USR2 apptainer exec t2v.sif python -u -m slurm.job {tmp_path / 'run'} 3 0"
+        f"env --ignore-signal=USR2,TERM apptainer exec t2v.sif python -u -m slurm.job {tmp_path / 'run'} 3 0"
     )
 
 
