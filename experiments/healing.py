@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.reconcile import FREE_ENDS, Decision
+from experiments.reconcile import FAILURES_TO_POISON, FREE_ENDS, Decision
 from experiments.run import AttemptRecord
 
 USER_ERROR = 2
@@ -23,6 +23,8 @@ class Facts:
     decision: Decision
     """What a launch would do."""
     launched: bool
+    barren: int
+    """Newest launches in a row that had a job and started no attempt."""
     stop_requested: bool
     attempts: Sequence[AttemptRecord]
     """Of the newest launch the newest attempt of each array group (a training has one)."""
@@ -70,7 +72,7 @@ def verdict(facts: Facts, *, older_than_s: float, newer_than_s: float) -> Verdic
     if decision.action == "unknown":
         return Verdict(resume=False, reason=decision.reason)  # perhaps Slurm does not answer just now
     ends = [attempt.end for attempt in facts.attempts]
-    failed = any(end is None or end["kind"] not in FREE_ENDS for end in ends)
+    failed = facts.barren > 0 or any(end is None or end["kind"] not in FREE_ENDS for end in ends)
     if decision.action == "poisoned":
         return Verdict(resume=False, reason=decision.reason, event="poisoned", say=True)
     for end in ends:
@@ -78,6 +80,11 @@ def verdict(facts: Facts, *, older_than_s: float, newer_than_s: float) -> Verdic
             message = (end.get("message") or "see its log").splitlines()[0]
             reason = f"mend the cause, then launch it again: {message}"
             return Verdict(resume=False, reason=reason, event="failed", say=True)
+    if facts.barren >= FAILURES_TO_POISON:
+        reason = (
+            f"{facts.barren} launches in a row ended before they started an attempt; see the job's log, then launch it"
+        )
+        return Verdict(resume=False, reason=reason, event="failed", say=True)
     if not facts.end_known and any(end is not None and end["kind"] == "stopped" for end in ends):
         reason = "it was stopped, and nobody can tell whether by a person; its launch command goes on"
         return Verdict(resume=False, reason=reason, say=True)

@@ -130,12 +130,19 @@ def _of(
     return healing.Facts(
         decision=standing.decision,
         launched=intent is not None,
+        barren=_barren(run, standing, number),
         stop_requested=run.stop_requested(),
         attempts=attempts,
         cancelled=f"{who or ' by somebody'}" if cancelled else "",
         end_known=bool(jobs) and all(ends.values()),
         silent_s=max(0.0, now - max(heard)),
     )
+
+
+def _barren(run: Run, standing: Standing, newest: int) -> int:
+    """Count the newest launches in a row that had a job and started no attempt."""
+    fruitful = max((attempt.claim.get("intent", 0) for attempt in standing.attempts), default=0)
+    return sum(run.intent(number).job is not None for number in range(fruitful + 1, newest + 1))
 
 
 def _mine(run: Run) -> bool:

@@ -15,6 +15,7 @@ def facts(action: Action, *ends: Any, **changes: Any) -> Facts:
     known: dict[str, Any] = {
         "decision": Decision(action=action, reason="so it is"),
         "launched": True,
+        "barren": 0,
         "stop_requested": False,
         "attempts": list(ends),
         "cancelled": "",
@@ -42,6 +43,9 @@ GROUPS = [attempt(1, "done", group=0), attempt(2, "error", group=1), attempt(3, 
         # Its job went before it started an attempt, or was never submitted.
         (facts("launch"), True, None, False),
         (facts("launch", end_known=False), True, None, False),
+        (facts("launch", barren=1), True, "failed", False),
+        # Nothing would ever poison it.
+        (facts("launch", barren=3), False, "failed", True),
         (facts("launch", launched=False), False, None, False),
         # A person's doing.
         (facts("launch", STOPPED, stop_requested=True), False, None, False),
