@@ -29,7 +29,7 @@ from slurm.logs import folder_of
 
 log = logging.getLogger(__name__)
 
-LOOKS, PAUSE_S = 4, 3.0
+LOOKS, PAUSE_S = 3, 2.0
 """Looks before anything but going on: another host's files may come late, and a job's last state too."""
 ASKS, ASK_PAUSE_S = 20, 30.0
 """Questions to a queue that does not answer before the job gives up."""
@@ -45,7 +45,7 @@ def main(plan_folder: str, intent: int, group: int = 0) -> None:
     """Become the job of the plan's run; the process ends here."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     one = Plan(Path(plan_folder))
-    became = _become(one, intent, group)
+    became = become(one, intent, group)
     if became is None:
         sys.exit(1)
     run, number = became
@@ -55,7 +55,7 @@ def main(plan_folder: str, intent: int, group: int = 0) -> None:
     job.main(str(run.folder), number, group)
 
 
-def _become(one: Plan, intent: int, group: int) -> tuple[Run, int | None] | None:
+def become(one: Plan, intent: int, group: int) -> tuple[Run, int | None] | None:
     """Return the run and its intent that this job is for, None as intent where nothing is left to do.
 
     None: there is none, for a reason that is on record.
