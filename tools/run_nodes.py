@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from experiments.reconcile import FREE_ENDS
@@ -43,14 +43,15 @@ def blamed(attempt: AttemptRecord) -> list[str]:
     return [nodes[rank // (ranks // len(nodes))]]  # srun fills one node after the other
 
 
-def suspects(attempts: Sequence[AttemptRecord]) -> list[Suspect]:
+def suspects(attempts: Sequence[AttemptRecord], node_failures: Collection[int] = ()) -> list[Suspect]:
     """Return the nodes to look at, the worst first.
 
-    attempts: those that are over. What a user has to mend is no node's fault; and where the failures have all nodes of
-    the run in common alike, they tell none from the others.
+    attempts: those that are over; node_failures: numbers of those that Slurm ended since a node failed, whatever they
+    knew of it themselves. What a user has to mend is no node's fault; and where the failures have all nodes of the run
+    in common alike, they tell none from the others.
     """
     ended = [attempt for attempt in attempts if nodes_of(attempt)]
-    bad = [one for one in ended if _failed(one)]
+    bad = [one for one in ended if one.number in node_failures or _failed(one)]
     failures = Counter(node for attempt in bad for node in set(blamed(attempt)))
     used = Counter(node for attempt in ended for node in set(nodes_of(attempt)))
     candidates = [node for node, count in failures.items() if count >= SEVERAL and 2 * count > len(bad)]

@@ -83,7 +83,9 @@ def story(run: Run, standing: Standing, slurm: SlurmWords, *, now: float) -> lis
         sentences += _events([event for event in events if event["attempt"] == attempt.number], now=now)
     if len(lost) > 1:
         sentences.append(f"In all, {sum(lost.values())} steps were done more than once.")
-    sentences += _nodes([attempt for attempt in attempts if attempt.number not in standing.at_work])
+    over = [attempt for attempt in attempts if attempt.number not in standing.at_work]
+    starts = {attempt.number: _start(attempt, standing, slurm) for attempt in over}
+    sentences += _nodes(over, [number for number, start in starts.items() if start and start.state == "NODE_FAIL"])
     if commits and state != "done":
         sentences.append(f"The newest commit is step {commits[-1].step}, made by attempt {commits[-1].attempt}.")
     if unsent := notify.unsent(run):
@@ -229,13 +231,23 @@ def _attempt(
     after = f"; of its commits step {steps[-1]} is kept" if steps else ""
     after += f"; {lost} step{'s' * (lost > 1)} of it had to be done again" if lost else ""
     outcome = end_of(attempt, standing).rstrip(".")
+    start = _start(attempt, standing, slurm)
+    # Of its own an attempt that got TERM knows no more than that it was stopped.
+    if start is not None and (attempt.end is None or attempt.end["kind"] == "stopped"):
+        outcome += f"; Slurm says: {accounting.end_words(start)}"
     if attempt.end is None:
-        if job and attempt.number not in standing.at_work:
-            start = accounting.of_start(slurm.history or (), task_of(job), restart)
-            outcome += f"; Slurm says: {accounting.end_words(start)}" if start is not None and start.over else ""
         return f"{began}{span(now - claim['time'])} ago: {outcome}{after}."
     lasted = span(attempt.end["time"] - claim["time"])
     return f"{began}{span(now - claim['time'])} ago and ended after {lasted}: {outcome}{after}."
+
+
+def _start(attempt: AttemptRecord, standing: Standing, slurm: SlurmWords) -> Ended | None:
+    """Return what accounting has of the start of a job that was an attempt's; None where it is at work, or unknown."""
+    job = attempt.claim.get("slurm") or {}
+    if "SLURM_JOB_ID" not in job or attempt.number in standing.at_work:
+        return None
+    start = accounting.of_start(slurm.history or (), task_of(job), int(job.get("SLURM_RESTART_COUNT", "0")))
+    return start if start is not None and start.over else None
 
 
 def task_of(job: dict[str, str]) -> str:
@@ -244,10 +256,10 @@ def task_of(job: dict[str, str]) -> str:
     return f"{array}_{job['SLURM_ARRAY_TASK_ID']}" if array else job["SLURM_JOB_ID"]
 
 
-def _nodes(attempts: Sequence[AttemptRecord]) -> list[str]:
-    """Tell which nodes the failures have in common."""
+def _nodes(attempts: Sequence[AttemptRecord], node_failures: Collection[int]) -> list[str]:
+    """Tell which nodes the failures have in common; node_failures: attempts that Slurm ended for a node's failure."""
     return [
         f"Node {one.node} was in {one.failures} of {one.of} failures: exclude it with --exclude {one.node}, "
         "and tell who runs the cluster."
-        for one in run_nodes.suspects(attempts)
+        for one in run_nodes.suspects(attempts, node_failures)
     ]

@@ -12,6 +12,12 @@ from tools import run_nodes
 from tools.run_nodes import Suspect
 
 
+def test_slurms_word_counts_where_the_attempt_knew_only_that_it_was_stopped() -> None:
+    attempts = [on(1, "n[1-2]", "stopped"), on(2, "n[2-3]", "stopped"), on(3, "n[1,3]", "stopped")]
+    assert run_nodes.suspects(attempts) == []
+    assert run_nodes.suspects(attempts, {1, 2}) == [Suspect(node="n2", failures=2, of=2)]
+
+
 def on(number: int, nodes: str, end: str | None, **details: Any) -> AttemptRecord:
     made = attempt(number, end, **details)
     made.claim.update(slurm={"SLURM_JOB_NODELIST": nodes}, world_size=4)
