@@ -35,19 +35,31 @@ def fruitless_failures(
 
     group: the array group looked at (0 for training); after: attempts up to this number are forgiven (`--retry`).
     Preemption, time limits and stops are free. So is a supervised attempt without a word: its supervisor records a
-    rank's death, so silence means that the machine went away under both.
+    rank's death, so silence means that the machine went away under both. And so is one whose Slurm job has started
+    again: Slurm does that after a preemption, a node's failure or somebody's requeue, never after a job's own death.
     """
     fruitful = {commit.attempt for commit in commits}
     row: list[AttemptRecord] = []
+    started_again: set[tuple[str, ...]] = set()
     for attempt in reversed(attempts):
         if attempt.claim.get("group", 0) != group:
             continue
-        if attempt.number <= after or attempt.number in fruitful or (attempt.end or {}).get("progress"):
+        job = _slurm_job(attempt)
+        taken_away = attempt.end is None and bool(job) and job in started_again
+        started_again.add(job)
+        if taken_away or attempt.number <= after or attempt.number in fruitful or (attempt.end or {}).get("progress"):
             break
         if attempt.claim.get("supervised") if attempt.end is None else attempt.end["kind"] in FREE_ENDS:
             break
         row.append(attempt)
     return row
+
+
+def _slurm_job(attempt: AttemptRecord) -> tuple[str, ...]:
+    """Return what names the Slurm job of an attempt, in an array the task; () elsewhere."""
+    slurm = attempt.claim.get("slurm") or {}
+    names = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+    return tuple(slurm.get(name, "") for name in names) if slurm.get("SLURM_JOB_ID") else ()
 
 
 def poison(

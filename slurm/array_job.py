@@ -45,9 +45,9 @@ def run_tasks(run: Run, intent: int, request: dict[str, Any], group: int, signal
                 notify.try_tell(run, "done")
             return 0
         told = flag.poll() == PREEMPT
-        kind = leaving.end_kind("preempted" if told else "stopped", leaving.job_facts())
-        attempt.end(kind, progress=worker.finished)
-        return leaving.leave(run, told=told)
+        job = leaving.job_facts()
+        attempt.end(leaving.end_kind("preempted" if told else "stopped", job), progress=worker.finished)
+        return leaving.leave(run, job, told=told)
     except BaseException as error:
         return record_failure(attempt, error, progress=worker.finished if worker else 0)
 

@@ -130,16 +130,18 @@ def parse_facts(answer: Answer) -> JobFacts | None:
     return JobFacts(state=value("JobState"), reason=value("Reason"), preempted=preempted)
 
 
-def leave(run: Run, *, told: bool) -> int:
+def leave(run: Run, job: JobFacts | None, *, told: bool) -> int:
     """Settle what becomes of this process's Slurm job; return the exit code: 0 outside Slurm, else 1.
 
-    told: whether all was saved because of a USR2. May take as long as the controller is down; the ranks but 0 wait to
-    be ended with it.
+    job: what rank 0 heard of it, on all ranks the same; told: whether all was saved because of a USR2. May take as long
+    as the controller is down; the ranks but 0 wait to be ended with it.
     """
     name = job_name()
     if name is None:
         return 0
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if job is not None and job.ending and not job.timed_out:
+        return 1  # all ranks at once: those that wait would keep the nodes until they are killed
     if os.environ.get("SLURM_PROCID", "0") != "0":
         time.sleep(WAIT_TO_BE_KILLED_S)
         return 1

@@ -65,8 +65,9 @@ def train(run: Run, intent: int, request: dict[str, Any], signals: StopSignals, 
             log.info("%s: told to stop before it started", run.name)
             if distributed.rank() == 0 and (claimed := supervised_attempt(run)):
                 try_end(claimed, "preempted" if told == PREEMPT else "stopped")
+            job = distributed.from_rank_zero(leaving.job_facts)
             watchdog.stop()
-            return leaving.leave(run, told=told == PREEMPT)
+            return leaving.leave(run, job, told=told == PREEMPT)
         startup.begins("claim")
         attempt = Attempt(run, distributed.from_rank_zero(lambda: claim(run, intent, request, 0)))
         if distributed.rank() == 0:
@@ -95,15 +96,16 @@ def train(run: Run, intent: int, request: dict[str, Any], signals: StopSignals, 
             signals=signals,
         )
         outcome = trainer.run()
+        job = distributed.from_rank_zero(leaving.job_facts) if outcome != "done" else None
         if distributed.rank() == 0:
-            try_end(attempt, outcome if outcome == "done" else leaving.end_kind(outcome, leaving.job_facts()))
+            try_end(attempt, leaving.end_kind(outcome, job))
             log.info("%s: %s", run.name, outcome)
         watchdog.phase("leaving")
         distributed.end()
         watchdog.stop()
         code = 0
         if outcome != "done":
-            code = leaving.leave(run, told=outcome == "preempted")
+            code = leaving.leave(run, job, told=outcome == "preempted")
         elif os.environ["RANK"] == "0":
             notify.try_tell(run, "done")
         tracker.finish()  # last: it may wait, and a requeue shall not

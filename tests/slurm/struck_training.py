@@ -34,7 +34,8 @@ class Strike:
     attempt: int
     """Newest attempt at that moment; 0 before the first."""
     freed_s: float | None
-    """From the event to the moment at which the job has no node any more; None where it kept them."""
+    """From the event, or the last step before it where Slurm chose the moment, to the moment at which the job has no
+    node any more; None where it kept them."""
     lost_steps: int | None = None
     """Steps that had been done and were done again."""
     first_step_s: float | None = None
@@ -142,16 +143,18 @@ class Training:
         """How the attempts ended, in order; "" without a word."""
         return [(attempt.end or {"kind": ""})["kind"] for attempt in self.run.attempts()]
 
-    def strike(self, event: str, happen: Callable[[], object], *, frees: bool = True) -> Strike:
+    def strike(self, event: str, happen: Callable[[], object], *, frees: bool = True, at_once: bool = True) -> Strike:
         """Let something happen and wait until the job has lost its nodes.
 
-        frees: False where it is to keep them.
+        frees: False where it is to keep them; at_once: False where Slurm chooses the moment.
         """
         assert not self.run.is_done(), f"{event}: too late, the run is done"
         newest, began_s = self.run.newest_attempt(), time.time()
         happen()
         if frees:
             self.until_freed()
+        if not at_once:
+            began_s = self.steps(newest)[-1]["time"]
         freed_s = time.time() - began_s if frees else None
         self.strikes.append(Strike(event=event, stage=self.stage, attempt=newest, freed_s=freed_s))
         return self.strikes[-1]

@@ -109,6 +109,15 @@ def test_silence_counts_only_where_no_supervisor_could_have_spoken() -> None:
     assert poison(ends(None, None, None, supervised=True), []) is None
 
 
+def test_silence_of_a_slurm_job_that_slurm_started_again_counts_for_nothing() -> None:
+    def silent(number: int, job: str) -> AttemptRecord:
+        return AttemptRecord(number=number, claim={"slurm": {"SLURM_JOB_ID": job}}, end=None)
+
+    assert poison([silent(number, "7") for number in range(1, 6)], []) is None  # nodes failed under it
+    assert poison([silent(number, str(number)) for number in range(1, 4)], []) is not None  # each died by itself
+    assert [one.number for one in fruitless_failures([silent(1, "7"), silent(2, "7")], [], group=0)] == [2]
+
+
 def test_groups_of_an_array_are_poisoned_each_by_its_own_failures() -> None:
     mixed = [attempt(number, ERROR, group=number % 2) for number in range(1, 5)]
     assert poison(mixed, []) is None
