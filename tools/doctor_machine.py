@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from slurm import job_state
+from tools import doctor_cluster
 from tools.doctor_finding import Finding, ok, problem, warning
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -201,5 +202,5 @@ def _ask(command: list[str]) -> str | None:
 
 
 CHECKS: tuple[Callable[[], Finding | Iterator[Finding]], ...] = (
-    versions, gpus, caches, temporary, open_files, shared_memory, slurm, codecs
+    versions, gpus, caches, temporary, open_files, shared_memory, slurm, *doctor_cluster.CHECKS, codecs
 )  # fmt: skip
