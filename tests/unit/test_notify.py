@@ -20,7 +20,7 @@ from experiments.registry import Registry
 from experiments.run import Run
 from launch.arguments import parse
 from launch.stages import STAGES
-from slurm import notify
+from slurm import attempt, notify
 
 SECRET = "T0PSECRET"
 
@@ -281,3 +281,36 @@ def test_a_mail_server_that_is_none_is_refused(registry: Registry, monkeypatch: 
     monkeypatch.setenv(notify.SMTP_VARIABLE, "smtp://host:port")
     with pytest.raises(ValueError, match="DALLE2_VIDEO_SMTP=smtp://host:port is not HOST or HOST:PORT"):
         notify.check(["me@group.org"])
+
+
+def test_an_error_that_poisons_is_told_by_whoever_records_it(
+    registry: Registry, hook: list[tuple[str, str, bytes]]
+) -> None:
+    run = make(registry, "webhook")
+    for number in range(3):
+        assert len(hook) == 0
+        try:
+            raise RuntimeError(f"failure {number}")
+        except RuntimeError as error:
+            attempt.record_failure(run.claim_attempt({"intent": 1, "group": 0}), error)
+    ((_, _, body),) = hook
+    assert "is poisoned.\n3 attempts in a row" in json.loads(body)["text"] and "failure 2" in json.loads(body)["text"]
+
+
+def test_a_hang_is_told_once_for_all_its_ranks(
+    registry: Registry, hook: list[tuple[str, str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dalle2_video.training.watchdog import Hang
+    from slurm import training_job
+
+    run = make(registry, "webhook")
+    (run.folder / "logs").mkdir()
+    stuck = run.claim_attempt({"intent": 1, "group": 0})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(training_job, "HANGS_HEARD_S", 0.1)
+        hang = Hang(phase="step 3", step=3, seconds=9.0, limit_s=5.0, in_collective=False, place="here", stack="stack")
+        training_job._record_hang(stuck, hang)
+    ((_, _, body),) = hook
+    assert "hangs.\n" in json.loads(body)["text"] and "step 3" in json.loads(body)["text"]
