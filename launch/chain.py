@@ -20,7 +20,7 @@ from experiments.registry import Registry, default_home
 from launch import plans, submit
 from launch.parents import IMPORT_COMMAND
 from launch.pipeline_arguments import Arguments, parse_pipeline
-from launch.proposal import NO_PROMPTS, propose
+from launch.proposal import NO_PROMPTS, check_batch, propose
 from launch.stages import STAGES
 from slurm import plan_state
 
@@ -39,6 +39,8 @@ def _run(arguments: Arguments) -> int:
     for stage, why in arguments.left_out.items():
         if why == "no --sample.prompts":
             say(f"{stage}: left out; {NO_PROMPTS}")
+    for stage, mine in arguments.of_stage.items():
+        check_batch(STAGES[stage], mine)  # of all, before anything is begun
     slurm = arguments.placement.resolved_cluster() == "slurm"
     if arguments.options.dry_run:
         return _dry_run(registry, arguments, slurm=slurm)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -251,14 +251,14 @@ def _request(one: Plan, asked: Order, after: tuple[str, ...], code: str) -> dict
     }
 
 
-def mend(registry: Registry, say: Say) -> list[Brought]:
-    """Submit again, as they were last, the plans that ended because of a parent that is done or at work again.
+def to_mend(registry: Registry, chosen: Callable[[Plan], bool]) -> Iterator[tuple[Plan, plan.Verdict]]:
+    """Yield the plans that ended because of a parent which is done or at work again, parents first.
 
-    For `tools/runs.py heal`. A plan whose job was cancelled, or failed by itself, is left to its user.
+    A plan whose job was cancelled, or that failed by itself, is left to its user. chosen: which to look at. What the
+    caller submits in between counts: it is what the next one waits for.
     """
-    mended = []
-    for stage in STAGES:  # parents first: their jobs are what children wait for
-        for one in plan.plans(registry.home, stage):
+    for stage in STAGES:
+        for one in filter(chosen, plan.plans(registry.home, stage)):
             newest = one.newest_intent()
             end = one.end_of(newest) if newest else None
             if end is None or end["kind"] != "failed" or not end["by_parents"]:
@@ -266,15 +266,19 @@ def mend(registry: Registry, say: Say) -> list[Brought]:
             links = one.spec.lineage
             found = plan_state.look(registry, links)
             verdict = plan.verdict([found[name] for name in links[stage].parents])
-            if found[stage].state != "ended" or verdict.action not in ("go", "wait"):
-                continue
-            again = start_plan(one, _order_of(one, newest), verdict.jobs, functools.partial(_again, registry, one), say)
-            if not isinstance(again, Standing):
-                reason = f"behind {verdict.reason}" if verdict.jobs else "its parents are done"
-                jobs = tuple(again.record["ids"])
-                name = f"{stage} (planned)"
-                mended.append(Brought(action="planned", name=name, jobs=jobs, submission=again, reason=reason))
-    return mended
+            if found[stage].state == "ended" and verdict.action in ("go", "wait"):
+                yield one, verdict
+
+
+def mend(registry: Registry, one: Plan, verdict: plan.Verdict, say: Say) -> Brought | None:
+    """Submit a plan again as it was last, for `tools/runs.py heal`; None where another launcher was quicker."""
+    asked = _order_of(one, one.newest_intent())
+    again = start_plan(one, asked, verdict.jobs, functools.partial(_again, registry, one), say)
+    if isinstance(again, Standing):
+        return None
+    reason = f"behind {verdict.reason}" if verdict.jobs else "its parents are done"
+    jobs = tuple(again.record["ids"])
+    return Brought(action="planned", name=f"{one.stage} (planned)", jobs=jobs, submission=again, reason=reason)
 
 
 def _again(registry: Registry, one: Plan) -> Standing:

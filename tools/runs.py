@@ -34,7 +34,17 @@ from experiments.registry import Registry, default_home
 from experiments.run import Run
 from launch.stages import STAGES
 from slurm import job_state, run_state
-from tools import runs_compare, runs_gc, runs_heal, runs_lineage, runs_list, runs_logs, runs_show, runs_watch
+from tools import (
+    runs_compare,
+    runs_gc,
+    runs_heal,
+    runs_lineage,
+    runs_list,
+    runs_logs,
+    runs_plans,
+    runs_show,
+    runs_watch,
+)
 from tools.run_story import SlurmWords, story
 
 USER_ERROR = 2
@@ -60,8 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _do(options: argparse.Namespace, console: Console, registry: Registry) -> int:
     match options.command:
         case "list":
-            shown = runs_list if options.watch is None else runs_watch
-            return shown.show(console, registry, options)
+            if options.watch is not None:
+                return runs_watch.show(console, registry, options)
+            code = runs_list.show(console, registry, options)
+            if not (options.state or options.name or options.recipe or options.since):
+                runs_plans.show(console, registry, options.stage)
+            return code
         case "heal":
             return runs_heal.heal(console, registry, options)
         case "gc":
@@ -69,6 +83,8 @@ def _do(options: argparse.Namespace, console: Console, registry: Registry) -> in
         case "compare":
             first, second = (_find(registry, reference) for reference in options.runs)
             return runs_compare.show(console, (first, second), options.svg)
+    if options.command == "why" and (one := runs_plans.find(registry, options.run)) is not None:
+        return runs_plans.why(console, registry, one)
     run = _find(registry, options.run)
     match options.command:
         case "show":

@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from experiments import files, healing
+from experiments import files, healing, plan
+from experiments.intents import Launched
 from experiments.reconcile import newest_of_groups
 from experiments.registry import Registry
 from experiments.run import Intent, Run
@@ -89,6 +90,29 @@ def heal(console: Console, registry: Registry, options: argparse.Namespace) -> i
         if told.event is not None:
             what = "it was started again: " if told.resume else ""
             notify.try_tell(run, told.event, f"{what}{told.reason}", occasion=notify.of_launch(number))
+    return max(code, _mend_plans(console, registry, options))
+
+
+def _mend_plans(console: Console, registry: Registry, options: argparse.Namespace) -> int:
+    """Queue again what ended because of a parent that is at work again; return the exit code."""
+    if not (registry.home / plan.FOLDER).is_dir():
+        return 0
+    from launch import plans  # brings submitit, as above
+
+    code = 0
+    for one, verdict in plans.to_mend(registry, lambda one: options.all_users or _mine(one)):
+        if options.dry_run:
+            behind = f" behind {verdict.reason}" if verdict.reason else ""
+            console.print(f"{one.name}: would be queued again{escape(behind)}", soft_wrap=True)
+            continue
+        try:
+            brought = plans.mend(registry, one, verdict, lambda _: None)
+        except (OSError, ValueError) as error:
+            print(f"error: {one.name} could not be queued again: {error}", file=sys.stderr)
+            code = USER_ERROR if isinstance(error, ValueError) else 1
+            continue
+        if brought is not None:
+            console.print(escape(brought.words()), soft_wrap=True)
     return code
 
 
@@ -145,8 +169,8 @@ def _barren(run: Run, standing: Standing, newest: int) -> int:
     return sum(run.intent(number).job is not None for number in range(fruitful + 1, newest + 1))
 
 
-def _mine(run: Run) -> bool:
-    """Tell whether this user launched the run last: Slurm bills a job to whoever submits it."""
+def _mine(run: Launched) -> bool:
+    """Tell whether this user launched the run, or plan, last: Slurm bills a job to whoever submits it."""
     number = run.newest_intent()
     file = run.folder / "intent" / f"{number:04d}.json" if number else run.folder / "run.json"
     try:

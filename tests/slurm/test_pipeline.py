@@ -127,7 +127,7 @@ def test_two_commands_queue_one_chain_a_failure_goes_down_it_and_one_command_goe
     assert job is not None and sample.intent(1).job == job
     assert list((sample.folder / "logs").glob(f"{job['ids'][0]}*_log.out"))
 
-    said = user.pipeline()
+    said = user.pipeline("--wait", "yes")
     assert said.count("done already") == len(STAGES) and not user.jobs()
     assert user.plan("sample").newest_intent() == 2 and sample.newest_intent() == 1
 
