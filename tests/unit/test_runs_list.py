@@ -8,13 +8,14 @@ import socket
 from pathlib import Path
 
 import pytest
-from registry_fixtures import generate, make_spec, squeue_rows
+from registry_fixtures import make_spec, squeue_rows
 
 from experiments.registry import HOME_VARIABLE, Registry
 from experiments.run import Run
 from slurm import job_state, run_state
 from slurm.local import process_record
 from tools import runs, runs_list
+from tools.bench.many_runs import write_runs
 
 GONE = {"executor": "local", "host": socket.gethostname(), "pid": 2**22 + 1, "start_ticks": 1}
 
@@ -28,7 +29,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     registry = Registry(tmp_path_factory.mktemp("home"))
-    generate(registry, 40, job=process_record(os.getpid()))
+    write_runs(registry, 40, job=process_record(os.getpid()))
     return registry
 
 
@@ -78,7 +79,7 @@ def test_filters_choose(
 
 
 def test_since_is_a_length_of_time_or_a_day(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
-    generate(registry, 5)
+    write_runs(registry, 5)
     run = next(iter(registry.runs("clip")))
     os.utime(run.folder / "run.json")
     assert names(capsys, "--since", "30min") == [int(run.id, 16)]
@@ -99,7 +100,7 @@ def test_orders(forty: Registry, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_furthest_comes_first(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
-    generate(registry, 10)
+    write_runs(registry, 10)
     (registry.folder("clip", "tiny-0000000008") / "beat.0002").write_text('{"step": 190, "steps": 200}')
     by_progress = names(capsys, "--sort", "progress")
     assert set(by_progress[:7]) == set(range(7)) and by_progress[7] == 8

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from registry_fixtures import generate, make_spec
+from registry_fixtures import make_spec
 from rich.console import Console
 
 from experiments.registry import HOME_VARIABLE, Registry
@@ -24,6 +24,7 @@ from experiments.run import Run
 from slurm import run_state
 from slurm.local import process_record
 from tools import runs, runs_watch
+from tools.bench.many_runs import write_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GONE = {"executor": "local", "host": socket.gethostname(), "pid": 2**22 + 1, "start_ticks": 1}
@@ -68,7 +69,7 @@ def test_the_table_tells_progress_rate_time_left_loss_nodes_and_restarts(registr
 
 
 def test_what_needs_somebody_comes_first_and_what_has_no_room_is_counted(registry: Registry) -> None:
-    generate(registry, 40, job=process_record(os.getpid()))
+    write_runs(registry, 40, job=process_record(os.getpid()))
     watch = runs_watch.Watch(registry, options())
     text = drawn(watch, height=16)
     states = [line.split()[1] for line in text.splitlines() if "tiny-" in line]
@@ -87,7 +88,7 @@ def settled(registry: Registry) -> tuple[runs_watch.Standings, list[Run]]:
 
 
 def test_only_runs_that_changed_or_are_at_work_are_read_again(registry: Registry) -> None:
-    generate(registry, 40, job=process_record(os.getpid()))
+    write_runs(registry, 40, job=process_record(os.getpid()))
     standings, found = settled(registry)
     standings(found)
     assert standings.read == 4
@@ -106,7 +107,7 @@ def test_only_runs_that_changed_or_are_at_work_are_read_again(registry: Registry
 
 @pytest.mark.parametrize("change", ["intent", "job", "attempt", "commit", "task", "undone"])
 def test_whatever_a_state_depends_on_is_seen(registry: Registry, change: str) -> None:
-    generate(registry, 9)
+    write_runs(registry, 9)
     standings, found = settled(registry)
     run = next(run for run in found if run.id.endswith("7"))
     match change:
@@ -129,7 +130,7 @@ def test_whatever_a_state_depends_on_is_seen(registry: Registry, change: str) ->
 
 
 def test_thousands_of_runs_are_looked_at_in_a_moment(registry: Registry) -> None:
-    generate(registry, 2000, job=process_record(os.getpid()))
+    write_runs(registry, 2000, job=process_record(os.getpid()))
     watch = runs_watch.Watch(registry, options())
     drawn(watch), drawn(watch)
     began_s = time.process_time()
@@ -153,7 +154,7 @@ def test_a_length_of_time_that_is_none_is_refused(text: str, capsys: pytest.Capt
 def test_a_run_that_is_removed_while_it_is_read_ends_nothing(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate(registry, 3)
+    write_runs(registry, 3)
 
     def gone(*_: object) -> None:
         raise ValueError("clip/tiny-0 has no launch 1; the run was removed, or its folder is damaged")
