@@ -83,7 +83,7 @@ def look(registry: Registry, lineage: Lineage, known: Mapping[str, Standing] | N
 
 def parents_of(registry: Registry, lineage: Lineage, stage: str) -> list[Standing]:
     """Tell where the parents of a stage stand, ancestors first."""
-    found = look(registry, {name: link for name, link in lineage.items() if name != stage})
+    found = look(registry, {name: link for name, link in plan.part_of(lineage, stage).items() if name != stage})
     return [found[name] for name in lineage[stage].parents]
 
 
