@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import files
+from experiments import files, plan
+from experiments.intents import Launched
 from experiments.milestones import Milestones
 from experiments.registry import Registry
 from experiments.run import Commit, Run
@@ -80,7 +81,19 @@ def find(registry: Registry, *, older_than_s: float = 0.0, whole_runs: bool = Fa
         for commit in _superseded(run, kept):
             why = f"checkpoint, not among the newest {kept}" if kept > 1 else "checkpoint of a finished run"
             found.append(Garbage(path=commit.path, why=why, bytes=size_of(commit.path), run=run, intents=seen))
+    found += _unused_code(registry, runs, now, older_than_s)
     return found
+
+
+def _unused_code(registry: Registry, runs: Sequence[Run], now: float, older_than_s: float) -> Iterator[Garbage]:
+    """Yield copies of code that no launch names, because its run was removed or its launcher died before it claimed."""
+    launched: Sequence[Launched] = [*runs, *plan.plans(registry.home)]
+    used = {intent.request.get("code") for one in launched for intent in one.intents()}
+    root = registry.home / "code"
+    for name in files.names_in(root):
+        # A launcher may be about to claim: it copies first.
+        if name not in used and now - _mtime(root / name) >= max(DAY_S, older_than_s):
+            yield Garbage(path=root / name, why="code that no launch names", bytes=size_of(root / name))
 
 
 def remove(garbage: Garbage) -> bool:
@@ -111,7 +124,12 @@ def size_of(path: Path) -> int:
 
 def _hidden(registry: Registry, runs: Sequence[Run]) -> Iterator[Path]:
     stages = [registry.home / "runs" / stage for stage in files.names_in(registry.home / "runs")]
-    for folder in (registry.home, *stages, *(run.folder / place for run in runs for place in _PLACES)):
+    for folder in (
+        registry.home,
+        registry.home / "code",
+        *stages,
+        *(run.folder / place for run in runs for place in _PLACES),
+    ):
         try:
             with os.scandir(folder) as entries:
                 yield from (folder / entry.name for entry in entries if entry.name.startswith("."))

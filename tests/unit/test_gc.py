@@ -294,6 +294,20 @@ def test_the_newest_checkpoint_is_never_removed(
     assert run.folder.exists() == (done or alive or bool(steps))
 
 
+def test_code_that_no_launch_names_goes_after_a_day(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    used, unused, fresh = (registry.home / "code" / name for name in ("aaaa", "bbbb", "cccc"))
+    for folder in (used, unused, fresh):
+        (folder / "slurm").mkdir(parents=True)
+        (folder / "slurm/job.py").write_bytes(CONTENT)
+    for folder in (used, unused):
+        os.utime(folder, (1e9, 1e9))
+    run = registry.create(make_spec(id="0000000001"))
+    run.claim_intent(1, {"launcher": GONE, "groups": [[]], "training": True, "runtime": {}, "code": "aaaa"})
+    assert runs.main(["gc"]) == 0
+    assert "code/bbbb: code that no launch names, 1000 bytes" in capsys.readouterr().out
+    assert used.is_dir() and fresh.is_dir() and not unused.exists()
+
+
 def test_sizes_are_told_in_the_unit_a_person_would_choose() -> None:
     assert [size(number) for number in (0, 1023, 1024, 5 << 20, 3 << 40)] == [
         *("0 bytes", "1023 bytes", "1.0 KiB", "5.0 MiB", "3.0 TiB")
