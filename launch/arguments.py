@@ -23,7 +23,7 @@ from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.runtime import RuntimeConfig
 from launch.parents import lineage_parts, needed_parts
 from launch.stages import STAGES, StageInfo
-from slurm import clusters, notify
+from slurm import clusters, delivery
 from slurm.placement import Placement
 
 _SEED_HELP = "Seed of order, crops, captions, noise, dropout and initial weights; 0 or more."
@@ -136,7 +136,7 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
         prog=f"launch/{info.name}.py",
         description=f"Stage {info.name}, recipe {known.recipe} (--recipe NAME takes: {', '.join(recipe_names())}).",
     )
-    notify.check(parsed.placement.notify)
+    delivery.check(parsed.placement.notify)
     changed = dataclasses.replace(recipe, **{part: getattr(parsed, part) for part in parts})
 
     def command(stage: str) -> str:

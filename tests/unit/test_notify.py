@@ -20,7 +20,7 @@ from experiments.registry import Registry
 from experiments.run import Run
 from launch.arguments import parse
 from launch.stages import STAGES
-from slurm import attempt, notify
+from slurm import attempt, delivery, notify
 
 SECRET = "T0PSECRET"
 
@@ -73,7 +73,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str, bytes
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Hook,), {"received": received}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv(notify.WEBHOOK_VARIABLE, f"http://127.0.0.1:{server.server_port}/{SECRET}")
+    monkeypatch.setenv(delivery.WEBHOOK_VARIABLE, f"http://127.0.0.1:{server.server_port}/{SECRET}")
     yield received
     server.shutdown()
     server.server_close()
@@ -84,7 +84,7 @@ def mailbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[list[str], s
     received: list[tuple[list[str], str]] = []
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), type("Here", (Mailbox,), {"received": received}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv(notify.SMTP_VARIABLE, f"127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv(delivery.SMTP_VARIABLE, f"127.0.0.1:{server.server_address[1]}")
     yield received
     server.shutdown()
     server.server_close()
@@ -99,8 +99,8 @@ def make(registry: Registry, *targets: str, recipe: str = "tiny") -> Run:
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.delenv(notify.WEBHOOK_VARIABLE, raising=False)
-    monkeypatch.delenv(notify.SMTP_VARIABLE, raising=False)
+    monkeypatch.delenv(delivery.WEBHOOK_VARIABLE, raising=False)
+    monkeypatch.delenv(delivery.SMTP_VARIABLE, raising=False)
     return Registry(tmp_path / "home")
 
 
@@ -121,7 +121,7 @@ def test_mail_goes_to_each_address_and_a_name_makes_no_header(
     registry: Registry, mailbox: list[tuple[list[str], str]]
 ) -> None:
     run = make(registry, "me@group.org", "you@group.org")
-    assert notify.send(["me@group.org"], "a name\nBcc: all@group.org\r\n\r\nspam", "text\n.\nafter the dot") == {}
+    assert delivery.send(["me@group.org"], "a name\nBcc: all@group.org\r\n\r\nspam", "text\n.\nafter the dot") == {}
     ((said, text),) = mailbox
     head, _, body = text.partition("\n\n")
     assert "Subject: [DALLE2-video] a name Bcc: all@group.org" in head and "\nBcc" not in head
@@ -151,12 +151,12 @@ def test_the_address_is_in_no_file_and_no_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = make(registry, "webhook")
-    good = os.environ[notify.WEBHOOK_VARIABLE]
+    good = os.environ[delivery.WEBHOOK_VARIABLE]
     broken = (f"{good}/broken", f"{good}/moved", f"http://127.0.0.1:1/{SECRET}", f"http://[{SECRET}", f"ftp://{SECRET}",
               f"http://no-such-host.invalid/{SECRET}", f"http://127.0.0.1:{SECRET}/")  # fmt: skip
     with caplog.at_level(logging.DEBUG):
         for number, url in enumerate(broken):
-            monkeypatch.setenv(notify.WEBHOOK_VARIABLE, url)
+            monkeypatch.setenv(delivery.WEBHOOK_VARIABLE, url)
             assert not notify.try_tell(run, "hang", occasion=str(number))
     warnings = [record.getMessage() for record in caplog.records if record.name == notify.log.name]
     assert len(warnings) == len(broken) and "the server answered 500" in warnings[0]
@@ -169,10 +169,10 @@ def test_the_address_is_in_no_file_and_no_log(
 def test_what_a_node_could_not_send_is_sent_once_more_elsewhere(
     registry: Registry, hook: list[tuple[str, str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, good = make(registry, "webhook"), os.environ[notify.WEBHOOK_VARIABLE]
-    monkeypatch.setenv(notify.WEBHOOK_VARIABLE, "http://127.0.0.1:1/")
+    run, good = make(registry, "webhook"), os.environ[delivery.WEBHOOK_VARIABLE]
+    monkeypatch.setenv(delivery.WEBHOOK_VARIABLE, "http://127.0.0.1:1/")
     assert not notify.try_tell(run, "done") and notify.unsent(run) == ["done"]
-    monkeypatch.setenv(notify.WEBHOOK_VARIABLE, good)
+    monkeypatch.setenv(delivery.WEBHOOK_VARIABLE, good)
     assert notify.try_again(run) == ["done"] and len(hook) == 1
     assert notify.try_again(run) == [] and notify.unsent(run) == [] and len(hook) == 1
 
@@ -180,11 +180,11 @@ def test_what_a_node_could_not_send_is_sent_once_more_elsewhere(
 def test_what_does_not_answer_holds_nobody_up_for_long(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(notify, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(delivery, "TIMEOUT_S", 0.3)
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as silent:
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setenv(notify.WEBHOOK_VARIABLE, f"http://127.0.0.1:{silent.server_address[1]}/")
-        monkeypatch.setenv(notify.SMTP_VARIABLE, f"127.0.0.1:{silent.server_address[1]}")
+        monkeypatch.setenv(delivery.WEBHOOK_VARIABLE, f"http://127.0.0.1:{silent.server_address[1]}/")
+        monkeypatch.setenv(delivery.SMTP_VARIABLE, f"127.0.0.1:{silent.server_address[1]}")
         began_s = time.monotonic()
         assert not notify.try_tell(make(registry, "webhook", "me@group.org"), "done")
         assert time.monotonic() - began_s < 5
@@ -223,16 +223,16 @@ def test_sendmail_gets_the_mail_where_no_server_is_named(
     program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\ncat > {tmp_path}/mail\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    notify.check(["me@group.org"])
+    delivery.check(["me@group.org"])
     assert notify.try_tell(make(registry, "me@group.org"), "done")
     assert (tmp_path / "asked").read_text() == "-i -- me@group.org\n"
     assert "Subject: [DALLE2-video] clip/tiny-0123456789: done" in (tmp_path / "mail").read_text()
     program.write_text("#!/bin/sh\nexit 75\n")
-    assert notify.send(["me@group.org"], "s", "t") == {"me@group.org": "OSError"}
+    assert delivery.send(["me@group.org"], "s", "t") == {"me@group.org": "OSError"}
 
 
 def secret_file(mode: int, text: str = f"https://chat.example.org/{SECRET}\n") -> Path:
-    path = notify.webhook_file()
+    path = delivery.webhook_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(mode)
@@ -241,14 +241,14 @@ def secret_file(mode: int, text: str = f"https://chat.example.org/{SECRET}\n") -
 
 def test_the_address_may_lie_in_a_file_that_only_its_user_reads(registry: Registry) -> None:
     secret_file(0o600)
-    notify.check(["webhook"])
+    delivery.check(["webhook"])
     for mode in (0o640, 0o604, 0o660):
         with pytest.raises(ValueError, match=r"others may read .* chmod 600"):
             secret_file(mode)
-            notify.check(["webhook"])
+            delivery.check(["webhook"])
     secret_file(0o600, "not an address")
     with pytest.raises(ValueError, match="no address that begins with https") as refused:
-        notify.check(["webhook"])
+        delivery.check(["webhook"])
     assert "not an address" not in str(refused.value)
 
 
@@ -267,9 +267,9 @@ def test_the_address_may_lie_in_a_file_that_only_its_user_reads(registry: Regist
 def test_a_target_that_cannot_be_reached_is_refused_with_the_remedy(
     target: str, said: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "_sendmail", lambda: None)
+    monkeypatch.setattr(delivery, "_sendmail", lambda: None)
     with pytest.raises(ValueError, match=said):
-        notify.check([target])
+        delivery.check([target])
 
 
 def test_a_launcher_refuses_before_anything_is_made(registry: Registry) -> None:
@@ -278,9 +278,9 @@ def test_a_launcher_refuses_before_anything_is_made(registry: Registry) -> None:
 
 
 def test_a_mail_server_that_is_none_is_refused(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(notify.SMTP_VARIABLE, "smtp://host:port")
+    monkeypatch.setenv(delivery.SMTP_VARIABLE, "smtp://host:port")
     with pytest.raises(ValueError, match="DALLE2_VIDEO_SMTP=smtp://host:port is not HOST or HOST:PORT"):
-        notify.check(["me@group.org"])
+        delivery.check(["me@group.org"])
 
 
 def test_an_error_that_poisons_is_told_by_whoever_records_it(
