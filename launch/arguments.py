@@ -35,6 +35,8 @@ class LaunchOptions:
 
     dry_run: bool = False
     """Show the decision, the sizes and the sbatch file; change nothing."""
+    dump_deepspeed_config: bool = False
+    """Print the config that DeepSpeed would get, as JSON, and change nothing; of trainings."""
     retry: bool = False
     """Start again although attempts failed three times in a row, or although an earlier job cannot be asked about."""
     wait: Literal["auto", "yes", "no"] = "auto"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from rich.console import Console
 
 from dalle2_video.config import Recipe
@@ -26,6 +29,27 @@ def show(console: Console, info: StageInfo, arguments: Arguments) -> None:
         f"rank{'s' * (world > 1)} (activations come on top)\n"
         f"  {config.optim.steps} steps of {config.optim.batch_size} samples = {world} ranks x micro-batch {micro} x "
         f"accumulation {accumulation}; precision {config.optim.precision}"
+    )
+
+
+def deepspeed_config(info: StageInfo, arguments: Arguments) -> dict[str, Any]:
+    """Return the config that DeepSpeed would get; ValueError for a stage that trains nothing."""
+    if not info.training:
+        raise ValueError(f"--dump-deepspeed-config: {info.name} trains nothing and has no DeepSpeed config")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is trained here
+    import torch
+
+    from dalle2_video.training import engine
+
+    optim, placement = getattr(arguments.recipe, info.name).optim, arguments.placement
+    micro, accumulation = arguments.runtime.accumulation(optim.batch_size, placement.world_size)
+    return engine.deepspeed_config(
+        optim,
+        micro,
+        accumulation,
+        placement.world_size,
+        cuda=placement.gpus_per_node > 0 or (placement.resolved_cluster() == "local" and torch.cuda.is_available()),
+        zero_stage=arguments.runtime.zero_stage,
     )
 
 

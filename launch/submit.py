@@ -8,6 +8,7 @@ Ctrl-C            the run is asked to save and stop (on this machine), exit code
 from __future__ import annotations
 
 import errno
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -58,6 +59,9 @@ def launch(info: StageInfo, arguments: Arguments) -> int:
     """Launch a stage as a parsed command line asks; return the exit code."""
     registry = Registry(default_home())
     check_batch(info, arguments)
+    if arguments.options.dump_deepspeed_config:
+        print(json.dumps(estimate.deepspeed_config(info, arguments), indent=1))
+        return 0
     if arguments.after:
         return _launch_behind(registry, info, arguments)
     try:

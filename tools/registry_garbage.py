@@ -22,7 +22,7 @@ from experiments.milestones import Milestones
 from experiments.registry import Registry
 from experiments.run import Commit, Run
 from launch.stages import STAGES
-from slurm import run_state
+from slurm import plan_state, run_state
 from slurm.local import process_record
 from slurm.run_state import Standing
 
@@ -81,8 +81,25 @@ def find(registry: Registry, *, older_than_s: float = 0.0, whole_runs: bool = Fa
         for commit in _superseded(run, kept):
             why = f"checkpoint, not among the newest {kept}" if kept > 1 else "checkpoint of a finished run"
             found.append(Garbage(path=commit.path, why=why, bytes=size_of(commit.path), run=run, intents=seen))
+    found += _spent_plans(registry, runs, now - max(DAY_S, older_than_s), whole_runs=whole_runs)
     found += _unused_code(registry, runs, now, older_than_s)
     return found
+
+
+def _spent_plans(registry: Registry, runs: Sequence[Run], before: float, *, whole_runs: bool) -> Iterator[Garbage]:
+    """Yield plans that changed last before `before` and became a run that is done; with `whole_runs` also failed ones.
+
+    A plan whose run is not done stays: the job of the run may be requeued, and is found by its plan.
+    """
+    unfinished = {run.name for run in runs if not run.is_done()}
+    there = list(plan.plans(registry.home))
+    for one, where in zip(there, plan_state.standings(there), strict=True):
+        if max(_mtime(one.folder / name) for name in ("plan.json", "intent")) > before:
+            continue
+        if where.state == "became" and where.run not in unfinished:
+            yield Garbage(path=one.folder, why="plan of a run that is done", bytes=size_of(one.folder))
+        elif whole_runs and where.state in ("failed", "lost"):
+            yield Garbage(path=one.folder, why="plan that came to nothing", bytes=size_of(one.folder))
 
 
 def _unused_code(registry: Registry, runs: Sequence[Run], now: float, older_than_s: float) -> Iterator[Garbage]:

@@ -205,3 +205,17 @@ def test_a_dry_run_shows_what_it_refuses_as_it_is_written(
     root = tmp_path / "old [/x]"  # rich takes brackets for markup
     assert submit.main("preprocess", ["--data-root", str(root), "--dry-run", "--cluster", "local"]) == 0
     assert f"would not start: data root {root} is not a folder" in capsys.readouterr().out
+
+
+def test_the_deepspeed_config_is_printed_before_anything_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    flags = ["--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "2", "--micro-batch", "4", "--zero-stage", "2"]
+    assert submit.main("decoder", [*flags, "--decoder.optim.batch-size", "32", "--dump-deepspeed-config"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (32, 2)
+    assert config["zero_optimization"]["stage"] == 2 and config["zero_optimization"]["reduce_bucket_size"] > 1_000_000
+    assert submit.main("embed", ["--cluster", "local", "--dump-deepspeed-config"]) == 2
+    assert "embed trains nothing" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
