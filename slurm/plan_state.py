@@ -101,7 +101,7 @@ def _of_stage(registry: Registry, lineage: Lineage, link: Link, found: Mapping[s
     if of_run is not None:
         return of_run
     name = f"{link.stage} {link.run}".rstrip()
-    reason = f"{name}: nothing was submitted that makes it"
+    reason = f"{name}: nothing was submitted that makes it (launch/{link.stage}.py does, launch/pipeline.py all stages)"
     return Standing(stage=link.stage, name=name, state="ended", attempted=False, reason=reason)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 from plan_fixtures import TINY, launch, make_plan, make_queue
 from registry_fixtures import make_run
 
+from experiments import plan
 from experiments.reconcile import Liveness
 from experiments.registry import Registry
 from launch import plans
 from launch.plans import to_mend
 from slurm.executor import Submission
-from tools import runs
+from tools import registry_garbage, runs
 
 
 @pytest.fixture
@@ -101,3 +103,26 @@ def test_what_failed_with_its_parent_is_queued_again_with_it_and_nothing_else(
     assert mend() == ["embed", "prior"]
     assert submitted == [("embed", "afterany:1,singleton"), ("prior", "afterany:1:101,singleton")]
     assert mend() == [], "they are in the queue"
+
+
+def test_plans_that_are_of_no_use_any_more_are_garbage(registry: Registry, queue: dict[str, Liveness]) -> None:
+    store = make_run(registry, TINY, "preprocess")
+    clip, embed = (make_run(registry, TINY, "clip", [store], done=done, salt=str(done)) for done in (True, False))
+    for stage, job in (("clip", "1"), ("embed", "2"), ("prior", "3"), ("decoder", "4"), ("temporal_sr", "5")):
+        launch(make_plan(registry, stage, store), job)
+    queue["4"] = "alive"
+    of = {one.stage: one for one in plan.plans(registry.home)}
+    of["clip"].end(1, "became", run=clip.name, launch=1, restart=0)
+    of["embed"].end(1, "became", run=embed.name, launch=1, restart=0)
+    of["temporal_sr"].end(1, "failed", reason="why", by_parents=True, restart=0)
+
+    def garbage(*, whole_runs: bool = False) -> set[str]:
+        found = registry_garbage.find(registry, whole_runs=whole_runs)
+        return {one.path.parent.name for one in found if "plan" in one.why}
+
+    assert garbage(whole_runs=True) == set(), "younger than a day"
+    for one in of.values():
+        for name in ("plan.json", "intent"):
+            os.utime(one.folder / name, (0, 0))
+    assert garbage() == {"clip"}
+    assert garbage(whole_runs=True) == {"clip", "prior", "temporal_sr"}
