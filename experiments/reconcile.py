@@ -36,7 +36,8 @@ def fruitless_failures(
     group: the array group looked at (0 for training); after: attempts up to this number are forgiven (`--retry`).
     Preemption, time limits and stops are free. So is a supervised attempt without a word: its supervisor records a
     rank's death, so silence means that the machine went away under both. And so is one whose Slurm job has started
-    again: Slurm does that after a preemption, a node's failure or somebody's requeue, never after a job's own death.
+    again, whatever it said: Slurm does that after a preemption, a node's failure or somebody's requeue, never after a
+    job's own death; the ranks on the other nodes then often ended in a connection's error.
     """
     fruitful = {commit.attempt for commit in commits}
     row: list[AttemptRecord] = []
@@ -45,7 +46,7 @@ def fruitless_failures(
         if attempt.claim.get("group", 0) != group:
             continue
         job = _slurm_job(attempt)
-        taken_away = attempt.end is None and bool(job) and job in started_again
+        taken_away = bool(job) and job in started_again
         started_again.add(job)
         if taken_away or attempt.number <= after or attempt.number in fruitful or (attempt.end or {}).get("progress"):
             break

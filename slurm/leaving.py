@@ -2,8 +2,10 @@
 
 Rank 0 asks the controller what it has in mind. A job that Slurm is ending already (scancel, somebody's requeue, the end
 of a preemption's grace) just goes: whoever ended it decided what follows, and asking for a requeue would make the job
-immune to scancel. One that is preempted or out of time is requeued, one that the STOP switch stopped is cancelled. An
-unfinished job never exits 0, which would read COMPLETED. The controller may be down: it is asked until it answers.
+immune to scancel. One that is preempted or out of time is requeued, one that the STOP switch stopped is cancelled. So
+is requeued one that got a TERM for which there is no reason: Slurm sends again, after a minute, what a failed node did
+not take, and so kills the next start of the job on it. An unfinished job never exits 0, which would read COMPLETED. The
+controller may be down: it is asked until it answers.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ log = logging.getLogger(__name__)
 Fate = Literal["requeue", "cancel", "leave", "wait"]
 WAIT_TO_BE_KILLED_S = 3600.0
 """How long a job at most stays around once its work is saved: until the controller answers, and kills it."""
-WITHOUT_REASON_S = 600.0
-"""How long a job stays that got a TERM for which Slurm knows no reason: somebody sent it by hand."""
+SURE_S = 2.0
+"""How long a TERM may wait for its reason to show."""
 REFUSALS = 3
 """Times that the controller may refuse what is asked of it before nothing more is asked."""
 COMMAND_TIMEOUT_S = 30.0
@@ -168,8 +170,11 @@ def settle(
             log.warning("Slurm's controller does not answer; the work is saved; asking again in %g s", pause_s)
         else:
             fate = decide(job, told=told, stop_requested=stop_requested())
-            if fate == "leave" or (fate == "wait" and slept_s >= WITHOUT_REASON_S):
+            if fate == "leave":
                 return
+            if fate == "wait" and slept_s >= SURE_S:
+                log.warning("a TERM came for which Slurm knows no reason")
+                fate = "requeue"
             if fate in ("requeue", "cancel"):
                 answer = ask(["scontrol", "requeue", name] if fate == "requeue" else ["scancel", name])
                 refusals += not answer.done

@@ -20,7 +20,7 @@ GONE = JobFacts(state="")
     [
         (RUNNING, True, False, "requeue"),  # preempted with notice, or the time is almost over
         (IN_GRACE, False, False, "requeue"),  # preempted without notice
-        (RUNNING, False, False, "wait"),  # a TERM by hand
+        (RUNNING, False, False, "wait"),  # a TERM by hand, or one that was meant for an earlier start
         (RUNNING, False, True, "cancel"),
         (RUNNING, True, True, "cancel"),
         (ENDING, False, False, "leave"),  # scancel, or somebody's requeue
@@ -121,10 +121,11 @@ def test_what_is_due_may_show_later() -> None:
     assert slurm.asked == ["scontrol requeue 7_3"]
 
 
-def test_a_term_that_nothing_follows_does_not_hold_the_nodes() -> None:
+def test_a_term_without_a_reason_ends_in_a_requeue_once_that_is_sure() -> None:
     slurm = Slurm([RUNNING])
-    slurm.settle(told=False)
-    assert slurm.asked == [] and leaving.WITHOUT_REASON_S <= slurm.slept_s < 2 * leaving.WITHOUT_REASON_S
+    with pytest.raises(SystemExit):
+        slurm.settle(told=False)
+    assert slurm.asked == ["scontrol requeue 7_3"] and slurm.slept_s >= leaving.SURE_S
 
 
 def test_the_stop_switch_cancels_the_job() -> None:

@@ -109,13 +109,14 @@ def test_silence_counts_only_where_no_supervisor_could_have_spoken() -> None:
     assert poison(ends(None, None, None, supervised=True), []) is None
 
 
-def test_silence_of_a_slurm_job_that_slurm_started_again_counts_for_nothing() -> None:
-    def silent(number: int, job: str) -> AttemptRecord:
-        return AttemptRecord(number=number, claim={"slurm": {"SLURM_JOB_ID": job}}, end=None)
+@pytest.mark.parametrize("end", [None, {"kind": "error", "message": "another rank died without a word"}])
+def test_an_attempt_whose_slurm_job_was_started_again_counts_for_nothing(end: dict[str, str] | None) -> None:
+    def ended(number: int, job: str) -> AttemptRecord:
+        return AttemptRecord(number=number, claim={"slurm": {"SLURM_JOB_ID": job}}, end=end)
 
-    assert poison([silent(number, "7") for number in range(1, 6)], []) is None  # nodes failed under it
-    assert poison([silent(number, str(number)) for number in range(1, 4)], []) is not None  # each died by itself
-    assert [one.number for one in fruitless_failures([silent(1, "7"), silent(2, "7")], [], group=0)] == [2]
+    assert poison([ended(number, "7") for number in range(1, 6)], []) is None  # nodes failed under it
+    assert poison([ended(number, str(number)) for number in range(1, 4)], []) is not None  # each died by itself
+    assert [one.number for one in fruitless_failures([ended(1, "7"), ended(2, "7")], [], group=0)] == [2]
 
 
 def test_groups_of_an_array_are_poisoned_each_by_its_own_failures() -> None:
