@@ -51,7 +51,8 @@ def main(plan_folder: str, intent: int, group: int = 0) -> None:
     run, number = became
     if number is None:
         return
-    _log_into(run, group)
+    _own_up(one, intent, run, number)
+    _log_into(run)
     job.main(str(run.folder), number, group)
 
 
@@ -101,6 +102,9 @@ def _decide(one: Plan, intent: int) -> tuple[Run, int | None] | None:
         return _make_run(one, intent)
     if verdict.action == "wait":
         _wait_for(verdict.jobs)
+        other = f"{verdict.reason} is at work in job {', '.join(verdict.jobs)}"
+        _fail(one, intent, f"{other}, and Slurm did not requeue this one behind it", by_parents=True)
+        return None
     why = f"{verdict.reason} (asked for {ASKS * ASK_PAUSE_S:.0f} s)" if verdict.action == "ask" else verdict.reason
     _fail(one, intent, why, by_parents=True)
     return None
@@ -175,29 +179,40 @@ def _fail(one: Plan, intent: int, reason: str, *, by_parents: bool = False) -> N
 
 
 def _wait_for(jobs: Sequence[str]) -> None:
-    """Give the nodes back until other jobs have ended; the process ends here.
+    """Give the nodes back until other jobs have ended; the process ends here, unless Slurm refuses.
 
     A job that runs cannot be given a dependency, so it is requeued first; should this process be killed in between,
     Slurm starts it again and it comes here again.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     me = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
     log.info("a parent is at work in job %s: waiting for it in the queue", ", ".join(jobs))
-    sys.stderr.flush()
-    for command in (
-        ["scontrol", "requeue", me],
-        ["scontrol", "update", f"JobId={me}", f"Dependency=afterany:{':'.join(jobs)}"],
-    ):
-        for pause_s in range(_ASK_SLURM_TRIES):
-            if job_state.ask(command) is not None:
-                break
-            time.sleep(pause_s)
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not _asked(["scontrol", "requeue", me]):
+        signal.signal(signal.SIGTERM, previous)
+        return
+    _asked(["scontrol", "update", f"JobId={me}", f"Dependency=afterany:{':'.join(jobs)}"])
     time.sleep(_WAIT_TO_BE_KILLED_S)
     sys.exit(1)
 
 
-def _log_into(run: Run, group: int) -> None:
+def _asked(command: list[str]) -> bool:
+    for pause_s in range(_ASK_SLURM_TRIES):
+        if job_state.ask(command) is not None:
+            return True
+        time.sleep(pause_s)
+    return False
+
+
+def _own_up(one: Plan, intent: int, run: Run, number: int) -> None:
+    """Name this job in the run's intent, should its launcher still have been submitting the plan's further arrays."""
+    known, mine = run.intent(number).job or {}, _array_or_job()
+    if mine not in known["ids"]:
+        planned = (one.intent(intent).job or {}).get("ids", ())
+        run.resolve_intent(number, known | {"ids": list(dict.fromkeys([*known["ids"], *planned, mine]))})
+
+
+def _log_into(run: Run) -> None:
     """Let this process write where the logs of the run's jobs are looked for."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     me = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]

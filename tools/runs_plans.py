@@ -58,6 +58,7 @@ def why(console: Console, registry: Registry, one: Plan) -> int:
     for parent in plan_state.parents_of(registry, one.spec.lineage, one.stage):
         jobs = f", job {', '.join(parent.jobs)}" if parent.jobs else ""
         told.append(f"  {parent.name}: {parent.reason or parent.state}{jobs}.")
+    told.append(f"Logs: {one.folder / 'logs'}")
     following = {
         "waiting": f"It waits in the queue: {_jobs(where)}.",
         "became": f"It became {where.run}: python tools/runs.py why {where.run}",

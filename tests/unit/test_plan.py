@@ -312,6 +312,39 @@ def test_parents_at_work_in_another_job_are_waited_for(
     assert one.end_of(1) is None
 
 
+def test_a_job_that_cannot_be_requeued_does_not_keep_its_nodes(
+    registry: Registry, queue: dict[str, Liveness], in_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_run(registry, TINY, "preprocess")
+    launch(make_run(registry, TINY, "clip", [store], done=False), "10")
+    queue["10"] = "alive"
+    one = make_plan(registry, "embed", store)
+    launch(one, "11")
+    monkeypatch.setattr(job_state, "ask", lambda _: None)
+    monkeypatch.setattr(planned_job, "_ASK_SLURM_TRIES", 1)
+    assert planned_job.become(one, 1, 0) is None
+    end = one.end_of(1)
+    assert end is not None and end["by_parents"] and "is at work in job 10" in end["reason"]
+
+
+def test_each_array_of_a_plan_is_a_job_of_the_run(
+    registry: Registry, queue: dict[str, Liveness], in_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first may begin while the launcher is still submitting the second."""
+    one = make_plan(registry, "clip", make_run(registry, TINY, "preprocess"))
+    launch(one, "11")
+    queue["11"] = "alive"
+    started: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(planned_job.job, "main", lambda *given: started.append(given))
+    monkeypatch.setattr(planned_job, "_log_into", lambda _: None)
+    planned_job.main(str(one.folder), 1, 0)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    planned_job.main(str(one.folder), 1, 1)
+    (run,) = registry.runs("clip")
+    assert started == [(str(run.folder), 1, 0), (str(run.folder), 1, 1)]
+    assert run.intent(1).job == {"executor": "slurm", "ids": ["11", "12"]}
+
+
 def test_the_identity_of_a_link_survives_json() -> None:
     for stage, link in links().items():
         if not link.run:
