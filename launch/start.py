@@ -25,6 +25,8 @@ from slurm.placement import Placement
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STOP_TIMEOUT_S = 120
+SILENCE_S, ASK_AGAIN_S = 60.0, 10
+"""How long, and how often, a controller that does not answer is asked what became of an earlier job."""
 Say = Callable[[str], None]
 
 
@@ -72,10 +74,21 @@ def start(run: Run, order: Order, say: Say) -> Started:
     say: told what is waited for. Raises ValueError where the run is poisoned or nobody can tell whether it is at work,
     and where the job is refused.
     """
+    deadline_s = time.monotonic() + SILENCE_S
     while True:
         intents = run.intents()
         decision = run_state.decision(run, intents, retry=order.retry)
-        if decision.action in ("poisoned", "unknown"):
+        if decision.action == "unknown" and job_state.may_answer(intents[-1]) and time.monotonic() < deadline_s:
+            say(f"{run.name}: Slurm does not answer; asking again in {ASK_AGAIN_S} s")
+            time.sleep(ASK_AGAIN_S)
+            continue
+        if decision.action == "unknown":
+            why = job_state.why_unknown(intents[-1])
+            raise ValueError(
+                f"{run.name}: an earlier job may be alive: {why}; or give --retry to start a new attempt (the old one "
+                f"can then no longer commit)\n(its folder: {run.folder})"
+            )
+        if decision.action == "poisoned":
             raise ValueError(f"{run.name}: {decision.reason}\n(its folder: {run.folder})")
         if decision.action == "finished":
             return Started(decision=decision)

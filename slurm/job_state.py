@@ -29,7 +29,6 @@ JOBS_A_QUESTION = 500
 """Job ids in one call of squeue or sacct: a command line has a limit."""
 HELD_BY_SLURM = ("JobHoldMaxRequeue", "launch failed requeued held")
 """Reasons of a job that Slurm holds by itself, since nodes failed to start it."""
-_DEFAULT_MAX_REQUEUES = 5
 _QUERY_TIMEOUT_S = 30
 _DEFAULT_MAX_ARRAY_SIZE = 1001
 _NO_SUCH_JOB = "invalid job id"
@@ -91,6 +90,26 @@ def of_intents(intents: Mapping[Key, Intent]) -> dict[Key, Liveness]:
     return answers | _of_slurm({key: ids for key, ids in slurm.items() if clusters[key] in (None, cluster)})
 
 
+def may_answer(intent: Intent) -> bool:
+    """Whether asking again may tell more: the job is this cluster's, whose controller did not answer."""
+    if intent.request.get("executor") != "slurm" or no_slurm():
+        return False
+    return cluster_name() in (None, (intent.job or {}).get("cluster"))
+
+
+def why_unknown(intent: Intent) -> str:
+    """Return why nobody can tell here whether an intent's job is alive, and what to do about it."""
+    job = intent.job or {}
+    if job.get("executor") == "slurm" or (not job and intent.request.get("executor") == "slurm"):
+        cluster, here = job.get("cluster"), cluster_name()
+        if here is None:
+            return "Slurm does not answer (is its controller up? ask it: squeue), so run the command again later"
+        if cluster not in (None, here):
+            return f"its job is on cluster {cluster} and this is {here}; run the command there"
+    host = (job or intent.request["launcher"]).get("host", "another host")
+    return f"it was started on {host}, whose processes cannot be seen from here; run the command there"
+
+
 def _of_submission(intent: Intent) -> Liveness:
     """Tell of an intent without a job: its launcher is about to submit it, or died before or just after it did."""
     launcher = of_process(intent.request["launcher"])
@@ -136,20 +155,13 @@ def _queued(jobs: Collection[str]) -> dict[str, list[bool]] | None:
     """
     found: dict[str, list[bool]] = {}
     for some in _in_portions(jobs):
-        columns = "--Format=ArrayJobID:24,State:24,Reason:48,RestartCnt:12"
+        columns = "--Format=ArrayJobID:24,State:24,Reason:48"
         done, answer, words = _run(["squeue", "--noheader", columns, f"--jobs={','.join(some)}"])
         if not done and _NO_SUCH_JOB not in words.lower():
             return None
         for line in answer.splitlines() if done else []:
-            job, state, reason, restarts = (
-                line[:24].strip(),
-                line[24:48].strip(),
-                line[48:96].strip(),
-                line[96:].strip(),
-            )
-            held = state == "PENDING" and (
-                reason in HELD_BY_SLURM or (reason == "JobHeldAdmin" and int(restarts) >= _max_requeues())
-            )
+            job, state, reason = line[:24].strip(), line[24:48].strip(), line[48:].strip()
+            held = state == "PENDING" and reason in HELD_BY_SLURM
             found.setdefault(job, []).append(held or state in ENDED)
     return found
 
@@ -182,11 +194,6 @@ def max_array_size() -> int:
     answer = _setting("MaxArraySize")
     # 0 means that the cluster takes no arrays.
     return max(1, int(answer)) if answer else _DEFAULT_MAX_ARRAY_SIZE
-
-
-def _max_requeues() -> int:
-    answer = _setting("MaxBatchRequeue") or ""
-    return int(answer) if answer.isdigit() else _DEFAULT_MAX_REQUEUES
 
 
 def _setting(name: str) -> str | None:

@@ -74,4 +74,4 @@ def attempt(
 
 def squeue_rows(*rows: tuple[str, str]) -> str:
     """Return a shell command that prints what squeue does of (job, state)."""
-    return "; ".join(f"printf '%-24s%-24s%-48s%-12s\\n' {job} {state} None 0" for job, state in rows)
+    return "; ".join(f"printf '%-24s%-24s%-48s\\n' {job} {state} None" for job, state in rows)

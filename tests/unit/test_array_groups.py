@@ -170,6 +170,29 @@ def test_a_launch_after_a_refusal_waits_for_what_runs_and_then_submits_only_what
     assert request["groups"] == [[]] and job == {"executor": "slurm", "ids": ["4"], "cluster": "stub"}
 
 
+def test_a_controller_that_is_silent_for_a_while_is_asked_again_and_one_that_stays_silent_is_said_to_be(
+    slurm: Path, home: Registry, raw_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*SHARDS, "--data-root", str(raw_dataset)]
+    assert submit.main("preprocess", command) == 0
+    monkeypatch.setenv("SLURM_CONF", str(slurm / "sbatch"))  # there is a cluster
+    monkeypatch.setattr(start, "ASK_AGAIN_S", 0)
+    asked = slurm / "asked"
+    once = f"if [ -e {asked} ]; then printf '%-24s%-24s%-48s\\n' 1 RUNNING None; else exit 1; fi"
+    (slurm / "squeue").write_text(f"#!/bin/sh\n{once}\n")
+    (slurm / "scontrol").write_text(f"#!/bin/sh\n[ -e {asked} ] && echo ClusterName = stub; touch {asked}\n")
+    capsys.readouterr()
+    assert submit.main("preprocess", command) == 0
+    said = capsys.readouterr().out
+    assert "Slurm does not answer; asking again" in said and "running or queued already" in said
+
+    monkeypatch.setattr(start, "SILENCE_S", 0.0)
+    for name in ("squeue", "scontrol"):
+        (slurm / name).write_text("#!/bin/sh\nexit 1\n")
+    assert submit.main("preprocess", command) == 2
+    assert "an earlier job may be alive: Slurm does not answer (is its controller up?" in capsys.readouterr().err
+
+
 def test_a_dry_run_shows_the_array_that_would_be_submitted(
     slurm: Path, home: Registry, raw_dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

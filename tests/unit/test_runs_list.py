@@ -209,7 +209,7 @@ def test_more_jobs_than_a_command_line_holds_are_asked_about_in_turns(
 ) -> None:
     monkeypatch.setattr(job_state, "JOBS_A_QUESTION", 2)
     found = [on_slurm(registry, number, str(100 + number)) for number in range(5)]
-    row = 'printf "%-24s%-24s%-48s%-12s\\n" $job RUNNING None 0'
+    row = 'printf "%-24s%-24s%-48s\\n" $job RUNNING None'
     jobs = f'for last; do :; done; for job in $(echo "${{last#--jobs=}}" | tr , " "); do {row}; done'
     answers(tmp_path, monkeypatch, squeue=jobs, sacct="exit 1")
     assert {standing.state for standing in run_state.standings(found)} == {"running"}
