@@ -250,7 +250,7 @@ def test_show_sums_up_an_array_of_many_tasks_and_names_what_failed(
 def test_stop_takes_what_has_not_started_out_of_slurms_queue(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    states = "printf '%-24s%-24s%-48s%-12s\\n' 7 PENDING Priority 0 9 RUNNING None 0"
+    states = "printf '%-24s%-24s%-48s\\n' 7 PENDING Priority 9 RUNNING None"
     reasons = "printf '7|PENDING|Priority|0||\\n9|RUNNING|None|0|n1|\\n'"
     squeue = f'case "$*" in *ArrayJobID:24*) {states};; *) {reasons};; esac'
     for name, text in (("squeue", squeue), ("scancel", f'echo "$@" > {tmp_path}/asked')):
