@@ -201,9 +201,15 @@ def test_one_file_links_and_renames_and_one_more_fsyncs() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "launch.submit", "launch.chain", "launch.sweeping", "slurm.planned_job", "tools.runs", "tools.doctor",
-        "tools.verify_store", "experiments.recipes.tiny",
-    ],  # fmt: skip
+        "launch.submit",
+        "launch.chain",
+        "launch.sweeping",
+        "slurm.planned_job",
+        "tools.runs",
+        "tools.doctor",
+        "tools.verify_store",
+        "experiments.recipes.tiny",
+    ],
 )
 def test_what_starts_on_a_login_node_does_not_load_torch(module: str) -> None:
     code = (
