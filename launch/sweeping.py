@@ -32,6 +32,8 @@ from slurm import run_state
 
 FOLDER = "sweeps"
 POLL_S = 2.0
+PIPE_COLUMNS = 180
+"""A pipe has no width of its own, and a cut id is of no use to the next program."""
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -262,7 +264,8 @@ def _tell(registry: Registry, sweep: Sweep, *, write: bool) -> None:
         )
         for trial, run in zip(sweep.trials, runs, strict=True)
     ]
-    sweep_table.show(console, f"{sweep.name}: {len(results)} points", results)
+    wide = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+    sweep_table.show(wide, f"{sweep.name}: {len(results)} points", results)
     if write:
         folder: Path = registry.home / FOLDER / sweep.name
         facts: dict[str, Any] = {"name": sweep.name, "stage": sweep.info.name, "recipe": sweep.base.recipe.name}
