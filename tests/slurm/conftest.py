@@ -24,6 +24,14 @@ def cluster_without_notice() -> Iterator[Cluster]:
     yield from started("--nodes", "2", "--no-user-signal")
 
 
+@pytest.fixture(autouse=True)
+def no_job_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever became of a test, its jobs do not stand in the way of the next one's."""
+    yield
+    for name in {"cluster", "cluster_without_notice"} & set(request.fixturenames):
+        request.getfixturevalue(name).slurm("scancel", "--user=root")
+
+
 @pytest.fixture(scope="session")
 def undisturbed(cluster: Cluster, chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Run]:
     """Return a stage's run on so many nodes that nothing happened to; trained once a session."""

@@ -13,6 +13,8 @@ import pytest
 from launching import REPOSITORY
 
 SANDBOX = REPOSITORY / "tools/slurm_sandbox"
+RANK = r"^\S*python\S* -u -m slurm[.]job"
+"""Command line of a rank or an array group; srun's has the same words in it, further on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +42,11 @@ class Cluster:
         return answer.stdout if answer.returncode == 0 else None
 
     def signal_ranks(self, node: int, signal: str) -> int:
-        """Send a signal to all processes of jobs of ours on a node; return how many there are."""
-        found = self.try_slurm(str(SANDBOX), "in", str(node), "pgrep", "-f", "slurm[.]job")
+        """Send a signal to all ranks and array groups on a node; return how many there are."""
+        found = self.try_slurm(str(SANDBOX), "in", str(node), "pgrep", "-f", RANK)
         if not found:
             return 0
-        self.try_slurm(str(SANDBOX), "in", str(node), "pkill", f"-{signal}", "-f", "slurm[.]job")
+        self.try_slurm(str(SANDBOX), "in", str(node), "pkill", f"-{signal}", "-f", RANK)
         return len(found.split())
 
     def idle(self) -> list[str]:

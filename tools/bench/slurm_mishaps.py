@@ -19,6 +19,8 @@ BROKEN_S = (1.0, 30.0)
 DOWN_S = (1.0, 20.0)
 """How long the controller is down."""
 COMMAND_S = 180
+RANK = r"^\S*python\S* -u -m slurm[.]job"
+"""Command line of a rank; srun's has the same words in it, further on."""
 
 
 class Cluster:
@@ -100,7 +102,7 @@ def kill(cluster: Cluster, job: str, draw: Random) -> bool:
     node = str(draw.randint(1, NODES))
     if cluster.broken(node):
         return False
-    return cluster.ask(str(SANDBOX), "in", node, "pkill", "-KILL", "-f", "slurm[.]job") is not None
+    return cluster.ask(str(SANDBOX), "in", node, "pkill", "-KILL", "-f", RANK) is not None
 
 
 def power(cluster: Cluster, job: str, draw: Random) -> bool:
