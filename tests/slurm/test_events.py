@@ -111,9 +111,9 @@ def test_the_orphan_of_a_network_partition_neither_commits_nor_joins(
         assert cluster.signal_ranks(1, "CONT") == 1, "nothing lives on: no orphan to fence"
         log = next((training.run.folder / "logs").glob("*_0_log.out"))
         training.until(lambda: "a newer attempt owns the run" in log.read_text(), "the orphan is refused")
+        training.settle(reference)
     finally:
         cluster.sandbox("node-mend", "1")
-    training.settle(reference)
     assert training.ends() == ["", "done"]
     training.until(lambda: len(cluster.idle()) == 3, "the node is back")
 
@@ -138,10 +138,12 @@ def test_daemons_that_are_down_or_restarted_are_not_noticed_nor_is_a_preemption_
 
     def told_while_nobody_answers() -> None:
         cluster.sandbox("ctld-down")
-        assert cluster.signal_ranks(1, "USR2") == 1
-        training.until(lambda: training.ends() == ["preempted"], "it saved")
-        time.sleep(2)
-        cluster.sandbox("ctld-up")
+        try:
+            assert cluster.signal_ranks(1, "USR2") == 1
+            training.until(lambda: training.ends() == ["preempted"], "it saved")
+            time.sleep(2)
+        finally:
+            cluster.sandbox("ctld-up")
 
     training.strike("preempted while slurmctld is down", told_while_nobody_answers)
     training.settle(reference)

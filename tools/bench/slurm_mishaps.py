@@ -18,6 +18,8 @@ BROKEN_S = (1.0, 30.0)
 """How long a node is off or cut off; Slurm misses it after about ten."""
 DOWN_S = (1.0, 20.0)
 """How long the controller is down."""
+LOOK_AFTER_S = 10.0
+"""Between two looks for nodes that Slurm gave up."""
 COMMAND_S = 180
 RANK = r"^\S*python\S* -u -m slurm[.]job"
 """Command line of a rank; srun's has the same words in it, further on."""
@@ -32,6 +34,7 @@ class Cluster:
         self.environment = os.environ | conf
         self._due: list[tuple[float, tuple[str, ...]]] = []
         """Commands of the sandbox that mend what is broken, and when."""
+        self._look_after_s = 0.0
 
     def start(self) -> None:
         """Start it."""
@@ -68,6 +71,16 @@ class Cluster:
         self._due = [(moment, command) for moment, command in self._due if moment > now_s]
         for command in due:
             self.sandbox(*command)
+        if now_s >= self._look_after_s:
+            self._look_after_s = now_s + LOOK_AFTER_S
+            self._resume_drained()
+
+    def _resume_drained(self) -> None:
+        """Do what an administrator does about nodes that Slurm gave up: a requeued job met its own orphan there."""
+        drained = self.ask("sinfo", "--noheader", "--Node", "--partition=low", "--states=drain", "--format=%N") or ""
+        for node in set(drained.split()):
+            if not self.broken(node.removeprefix("n")):
+                self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     def mend_all(self) -> None:
         """Mend everything now."""
