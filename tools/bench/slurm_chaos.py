@@ -160,16 +160,9 @@ def tables(report: Report, wall_s: float) -> list[tuple[str, list[str], list[lis
     rows = []
     for end in ends:
         of_end = [loss for loss in report.losses if loss.end == end]
-        waited = sorted(loss.seconds for loss in of_end)
-        rows.append(
-            [
-                end,
-                str(len(of_end)),
-                str(max(loss.steps for loss in of_end)),
-                f"{waited[len(waited) // 2]:.1f} s",
-                f"{waited[-1]:.1f} s",
-            ]
-        )
+        waited = sorted(loss.seconds for loss in of_end if loss.seconds is not None)
+        seconds = [f"{waited[len(waited) // 2]:.1f} s", f"{waited[-1]:.1f} s"] if waited else ["-", "-"]
+        rows.append([end, str(len(of_end)), str(max(loss.steps for loss in of_end)), *seconds])
     figures = [[name, f"{value:g}"] for name, value in report.figures().items()] + [["wall time", f"{wall_s:.0f} s"]]
     return [
         ("what happened", ["mishap", "times"], [[kind, str(n)] for kind, n in sorted(report.mishaps.items())]),

@@ -32,8 +32,8 @@ class Loss:
     end: str
     """How it ended: preempted, timeout, stopped, error, hang, or without a word."""
     steps: int
-    seconds: float
-    """From its last step to the next attempt's first."""
+    seconds: float | None
+    """From its last step to the next attempt's first; None where one of them did none."""
 
     @property
     def told(self) -> bool:
@@ -131,7 +131,7 @@ class ClusterRun:
                     where=f"{self.run.folder}, attempt {before.number}",
                     end=before.end["kind"] if before.end else "without a word",
                     steps=max(0, reached - resumed),
-                    seconds=following[0][1] - steps[-1][1] if steps and following else 0.0,
+                    seconds=following[0][1] - steps[-1][1] if steps and following else None,
                 )
             )
         return found
