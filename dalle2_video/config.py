@@ -335,6 +335,22 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What `launch/evaluate.py` measures: CLIP retrieval, over all clips of a split."""
+
+    split: Literal["train", "val"] = "val"
+    """Clips that are retrieved among."""
+    captions: Literal["trained", "one", "joined"] = "trained"
+    """Text of a clip. trained: as captions.choose has it; one, joined: as that field says of them."""
+    max_clips: int = 0
+    """Of a larger split so many clips, drawn by the seed: figures of two splits compare at equal numbers alone, and the
+    time of the last step grows with the square; 0: all."""
+
+    def __post_init__(self) -> None:
+        require(self.max_clips >= 0, "EvaluateConfig.max_clips", self.max_clips, "must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One text-to-video system: its data and its stages."""
 
@@ -362,6 +378,8 @@ class Recipe:
     """Video embeddings of the whole store."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Generation."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Evaluation."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "Recipe.seed", self.seed, "must be 0 or more")

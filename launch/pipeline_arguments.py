@@ -42,11 +42,13 @@ class PipelineOptions:
     """Only these stages; what else they need must be done, at work or planned."""
     until: str | None = None
     """Only this stage and what it needs."""
+    also: tuple[str, ...] = ()
+    """Stages that are made on request alone: `evaluate`."""
     per_stage: tuple[str, ...] = ()
     """Options of single stages, STAGE.OPTION=VALUE: `decoder.nodes=8 clip.partition=long embed.tasks=16`."""
 
     def __post_init__(self) -> None:
-        for stage in [*self.stages, *([self.until] if self.until else [])]:
+        for stage in [*self.stages, *self.also, *([self.until] if self.until else [])]:
             if stage not in STAGES:
                 raise ValueError(f"no stage {stage}; there are: {', '.join(STAGES)}")
         for text in self.per_stage:
@@ -95,7 +97,7 @@ def parse_pipeline(arguments: Sequence[str]) -> Arguments:
             array=True,
             files=True,
             queue=False,
-            parents=[stage for stage in STAGES if stage != "sample"],
+            parents=[stage for stage in STAGES if any(stage in info.parents for info in STAGES.values())],
             more=[("pipeline", Annotated[PipelineOptions, flat], field(default_factory=PipelineOptions))],
         ),
         args=rest,
@@ -130,9 +132,11 @@ def chain(recipe: Recipe, options: PipelineOptions, named: dict[str, str]) -> tu
     """Return the stages to bring to work, in order, and why others are left out."""
     left_out: dict[str, str] = {}
     found: list[str] = []
+    asked = {*options.stages, *options.also, *filter(None, [options.until])}
     until = lineage(options.until) if options.until else [*STAGES]
     for stage in STAGES:
-        if stage not in until or (options.stages and stage not in options.stages):
+        outside = stage not in until or (options.stages and stage not in options.stages)
+        if outside and stage not in options.also:
             continue
         if getattr(recipe, stage, recipe) is None:
             left_out[stage] = f"recipe {recipe.name} has none"
@@ -140,9 +144,11 @@ def chain(recipe: Recipe, options: PipelineOptions, named: dict[str, str]) -> tu
             left_out[stage] = f"--parents.{stage.replace('_', '-')} names a run"
         elif stage == "sample" and not recipe.sample.prompts:
             left_out[stage] = "no --sample.prompts"
+        elif STAGES[stage].on_request and stage not in asked:
+            left_out[stage] = f"made on request: --also {stage}"
         else:
             found.append(stage)
-    missing = [stage for stage in (*options.stages, *filter(None, [options.until])) if stage in left_out]
+    missing = [stage for stage in STAGES if stage in asked and stage in left_out]
     if missing:
         raise ValueError(f"{missing[0]} cannot be made: {left_out[missing[0]]}")
     return found, left_out

@@ -18,6 +18,8 @@ class StageInfo:
     """Trained by the loop; else an array of tasks."""
     whole_batch: bool = False
     """The loss compares the samples of a batch, so that gradient accumulation would change it."""
+    on_request: bool = False
+    """No part of the chain that a pipeline makes, unless it is asked for."""
 
 
 _ALL = (
@@ -56,6 +58,7 @@ _ALL = (
         parts=("seed", "sample"),
         parents=("clip", "prior", "decoder", "temporal_sr", "spatial_sr"),
     ),
+    StageInfo(name="evaluate", parts=("seed", "captions", "evaluate"), parents=("preprocess", "clip"), on_request=True),
 )
 STAGES = {info.name: info for info in _ALL}
 

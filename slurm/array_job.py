@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dalle2_video.config import SampleConfig
+from dalle2_video.config import EvaluateConfig, SampleConfig
 from dalle2_video.config_io import from_dict
-from dalle2_video.data_config import DataConfig
+from dalle2_video.data_config import CaptionConfig, DataConfig
 from dalle2_video.task_array import Published, TaskArray
 from dalle2_video.training.stop import PREEMPT, StopFlag, StopSignals
 from experiments import files, identity
@@ -150,6 +150,19 @@ def _task_array(run: Run, request: dict[str, Any], group: int) -> TaskArray:
             clip_export=parents["clip"].folder / "export",
             name=embeddings_name(parents["clip"].spec.id, hop),
             hop=hop,
+            device=device,
+        )
+    if run.spec.stage == "evaluate":
+        from dalle2_video.evaluation.evaluate import EvaluateArray
+
+        return EvaluateArray(
+            root=run.folder / "evaluation",
+            store=parents["preprocess"].folder / "store",
+            clip_export=parents["clip"].folder / "export",
+            made_from={stage: {"id": pin.id, "digest": pin.digest} for stage, pin in run.spec.parents.items()},
+            config=from_dict(EvaluateConfig, run.spec.config["evaluate"]),
+            captions=from_dict(CaptionConfig, run.spec.config["captions"]),
+            seed=run.spec.config["seed"],
             device=device,
         )
     from dalle2_video.generation.sample import SampleArray

@@ -30,6 +30,7 @@ NEEDED = {
     "decoder": ("data", "clip", "decoder"),
     "temporal_sr": ("data", "clip", "temporal_sr"),
     "sample": ("clip", "prior", "decoder", "temporal_sr"),
+    "evaluate": ("data", "clip"),
 }
 
 

@@ -25,7 +25,7 @@ from slurm.placement import Placement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = load_recipe("tiny")
-PARTS = ("data", "captions", "clip", "embed", "prior", "decoder", "temporal-sr", "spatial-sr", "sample")
+PARTS = ("data", "captions", "clip", "embed", "prior", "decoder", "temporal-sr", "spatial-sr", "sample", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,7 @@ def test_a_stage_that_the_recipe_has_not_is_refused() -> None:
         ("decoder", {"decoder.unet.spatial_attention": (True, False, False), "clip.embed_dim": 32}),
         ("temporal_sr", {"temporal_sr.max_augmentation": 0.25}),
         ("clip", {"captions.choose": "joined", "captions.weights.light_color": 0.0, "captions.weights.action": 2.5}),
+        ("evaluate", {"evaluate.split": "train", "evaluate.max_clips": 9, "captions.weights.emotion": 0.0, "seed": 2}),
         ("sample", {"sample.prompts": ("a red circle", 'it\'s "quoted"', "ü $x"), "sample.decoder_guidance": 2.5}),
     ],
 )

@@ -36,9 +36,19 @@ def test_a_part_of_the_chain() -> None:
     assert stages("--parents.clip", "0123456789", "--until", "prior") == ["preprocess", "embed", "prior"]
 
 
+def test_an_evaluation_is_made_on_request() -> None:
+    assert stages("--also", "evaluate") == [*stages(), "evaluate"]
+    assert stages("--until", "evaluate") == ["preprocess", "clip", "evaluate"]
+    assert stages("--stages", "evaluate", "clip") == ["clip", "evaluate"]
+    assert stages("--until", "embed", "--also", "evaluate") == ["preprocess", "clip", "embed", "evaluate"]
+    assert chain_of(TINY, PipelineOptions(), {})[1]["evaluate"] == "made on request: --also evaluate"
+
+
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
+        (["--also", "spatial_sr"], "spatial_sr cannot be made: recipe tiny has none"),
+        (["--also", "evaluat"], "no stage evaluat"),
         (["--until", "spatial_sr"], "spatial_sr cannot be made: recipe tiny has none"),
         (["--stages", "sample"], "no --sample.prompts"),
         (["--stages", "clipp"], "no stage clipp"),
