@@ -43,6 +43,8 @@ _WAIT_TO_BE_KILLED_S = 3600.0
 
 def main(plan_folder: str, intent: int, group: int = 0) -> None:
     """Become the job of the plan's run; the process ends here."""
+    # Python starts with it ignored, for the sake of trainings; a job that merely waits has nothing to save.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     one = Plan(Path(plan_folder))
     became = become(one, intent, group)
