@@ -16,6 +16,7 @@ from dalle2_video.data_config import AugmentConfig, CaptionConfig, DataConfig, W
 
 Objective = Literal["v", "x0", "eps"]
 Precision = Literal["fp32", "bf16"]
+Activation = Literal["gelu", "quick_gelu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,32 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig(TransformerConfig):
+    """CLIP's text encoder, from scratch or pretrained."""
+
+    pretrained: str = ""
+    """Folder of a CLIP text tower (CLIPTextModelWithProjection or CLIPModel) to start from; its sizes replace dim,
+    depth, heads, activation and attention_bias. data.tokenizer must be its tokenizer's folder."""
+    frozen: bool = False
+    """The pretrained text tower stays as it is, and only the video encoder learns."""
+    activation: Activation = "gelu"
+    """Of the feed-forward layers; quick_gelu: x * sigmoid(1.702 x)."""
+    attention_bias: bool = False
+    """Queries, keys and values have a bias."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.frozen or bool(self.pretrained),
+            "clip.text.frozen",
+            self.frozen,
+            "leaves random weights as they are; give --clip.text.pretrained DIR",
+        )
+        learns = not self.frozen or self.dropout == 0
+        require(learns, "clip.text.dropout", self.dropout, "only disturbs a text tower that is frozen; set it to 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClipConfig:
     """CLIP over videos: a factorised space-time video encoder and a causal text encoder, symmetric contrastive loss."""
 
@@ -90,12 +117,14 @@ class ClipConfig:
     """Side of a square patch in pixels; divides window.size."""
     embed_dim: int
     """Dimension of the shared embedding; greater than 0."""
-    text: TransformerConfig
+    text: TextEncoderConfig
     """Text encoder."""
     spatial: TransformerConfig
     """Video encoder, attention within a frame."""
     temporal: TransformerConfig
     """Video encoder, attention over frames; same dim as spatial."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax: symmetric cross entropy (Radford et al. 2021); sigmoid: each pair by itself (Zhai et al. 2023)."""
     optim: OptimConfig
     """Training schedule."""
 
@@ -403,6 +432,13 @@ class Recipe:
                 f"data.min_frames={self.data.min_frames} guarantees; raise --data.min-frames "
                 "or set --data.short-clips pad",
             )
+        require(
+            not self.clip.text.pretrained or self.data.tokenizer != "bpe",
+            "clip.text.pretrained",
+            self.clip.text.pretrained,
+            "reads tokens of its own tokenizer, and the store's would be others; preprocess with --data.tokenizer DIR, "
+            "where DIR holds the text tower's tokenizer.json, and give it here too",
+        )
         self._check_cascade()
 
     def _check_cascade(self) -> None:

@@ -237,5 +237,8 @@ def _flags(path: str, default: Any, changed: Any) -> list[str]:
         return [flag for key in changed for flag in _flags(f"{path}.{key}", default[key], changed[key])]
     if default == changed:
         return []
+    if isinstance(changed, bool):
+        before, dot, name = path.rpartition(".")
+        return [f"--{before}{dot}{'' if changed else 'no-'}{name}".replace("_", "-")]
     values = changed if isinstance(changed, list) else [changed]
     return [f"--{path.replace('_', '-')}", *map(str, values)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dalle2_video import text_tower
 from dalle2_video.config import Recipe
 from launch.arguments import Arguments
 from launch.stages import StageInfo
@@ -59,6 +60,7 @@ def parameters(recipe: Recipe, stage: str) -> int:
 
     from dalle2_video.models.factory import ModelDims, build
 
+    recipe = text_tower.resolved(recipe)
     dims = ModelDims(
         vocab_size=recipe.data.vocab_size,
         text_context=recipe.data.text_context,

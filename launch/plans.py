@@ -21,7 +21,7 @@ from experiments.registry import Registry
 from experiments.run import Run
 from launch import parents
 from launch.arguments import Arguments
-from launch.proposal import MANIFEST, check_batch, create, num_tasks, order, parts_of, plain, propose
+from launch.proposal import MANIFEST, check_batch, create, inputs_of, num_tasks, order, parts_of, plain, propose
 from launch.stages import STAGES, StageInfo, lineage
 from launch.start import REPOSITORY, Order, Say, job_name, share_out, start
 from slurm import executor, plan_state
@@ -178,6 +178,7 @@ def _plan(
             id=plan.plan_id(links, info.name),
             config=plain(parts_of(recipe, info.name)),
             lineage=links,
+            inputs=inputs_of(recipe, info.name),
         ),
     )
     asked = order(info, arguments, tasks=num_tasks(info, recipe, clips), clips=clips)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dalle2_video import text_tower
 from dalle2_video.config import Recipe
 from dalle2_video.data_config import DataConfig
 from experiments import files, identity
@@ -42,7 +43,7 @@ class Proposal:
 def propose(registry: Registry, info: StageInfo, arguments: Arguments) -> Proposal:
     """Return the run that a command line means; ValueError with the remedy where there can be none."""
     recipe = arguments.recipe
-    manifest, source, inputs = None, None, {}
+    manifest, source, inputs = None, None, inputs_of(recipe, info.name)
     notes: list[str] = []
     if info.name == "sample" and not recipe.sample.prompts:
         raise ValueError(NO_PROMPTS)
@@ -129,8 +130,16 @@ def num_tasks(info: StageInfo, recipe: Recipe, num_clips: int) -> int:
 
 
 def parts_of(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """Return the recipe's parts that a stage's run is made from."""
+    """Return the recipe's parts that a stage's run is made from; of a folder that it names, what lies in it."""
+    if "clip" in STAGES[stage].parts:
+        recipe = text_tower.resolved(recipe)
     return {part: getattr(recipe, part) for part in STAGES[stage].parts}
+
+
+def inputs_of(recipe: Recipe, stage: str) -> dict[str, str]:
+    """Return where that lies which a stage's run is made from, beside its parents; no part of the identity."""
+    folder = text_tower.folder_of(recipe) if "clip" in STAGES[stage].parts else None
+    return {"text_tower": str(folder)} if folder is not None else {}
 
 
 def plain(parts: dict[str, Any]) -> dict[str, Any]:

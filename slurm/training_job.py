@@ -83,6 +83,7 @@ def train(run: Run, intent: int, request: dict[str, Any], signals: StopSignals, 
             augment=from_dict(AugmentConfig, run.spec.config.get("augment", {})),
             exports={name: parent.folder / "export" for name, parent in parents.items() if name in CONFIG_TYPES},
             embeddings=(parents["embed"].done() or {})["embeddings"] if "embed" in parents else None,
+            text_tower=Path(run.spec.inputs["text_tower"]) if "text_tower" in run.spec.inputs else None,
             activation_checkpointing=runtime.activation_checkpointing,
         )
         trainer = Trainer(

@@ -6,8 +6,6 @@ other prompts nor their order change it.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from dalle2_video.diffusion.samplers import guided, sample
 from dalle2_video.diffusion.schedule import add_noise, log_snr
 from dalle2_video.models.factory import TOKENIZER, Exported, load_export
 from dalle2_video.stages.frozen_clip import FrozenClip, TextCondition
+from dalle2_video.stages.prior import sample_embeddings
 from dalle2_video.stages.spatial_sr import upsample
 from dalle2_video.stages.temporal_sr import repeat_frames
 
@@ -89,30 +88,18 @@ class VideoPipeline:
         (Ramesh et al. 2022, sec. 2.2.)
         """
         config = self.prior.config
-        dim = self.clip.dims.embed_dim
-        candidates = []
-        for candidate in range(config.candidates):
-            found = sample(
-                guided(
-                    lambda noised, logsnr, keep: self.prior.module(
-                        noised,
-                        logsnr,
-                        _for(noised, text.embedding_bd),
-                        _for(noised, text.encodings_bld),
-                        _for(noised, text.mask_bl),
-                        keep,
-                    ),
-                    config.diffusion.guidance_scale if guidance is None else guidance,
-                ),
-                draws.normal(f"prior {candidate}", (dim,)),
-                config.diffusion,
-                config.diffusion.sampling_steps,
-                "ddpm",
-                functools.partial(_step_noise, draws, f"prior {candidate}", dim),
-                clip_x0=False,
+        candidates = [
+            sample_embeddings(
+                self.prior.module,
+                text,
+                config,
+                draws,
+                candidate=candidate,
+                guidance=guidance,
                 on_step=_reporter(on_step, "prior", config.diffusion.sampling_steps),
             )
-            candidates.append(torch.nn.functional.normalize(found / math.sqrt(dim), dim=-1))
+            for candidate in range(config.candidates)
+        ]
         stacked = torch.stack(candidates, dim=1)
         scores = torch.einsum("bnd,bd->bn", stacked, text.embedding_bd)
         return stacked[torch.arange(len(stacked)), scores.argmax(dim=1)]
@@ -204,10 +191,6 @@ class VideoPipeline:
                 video = self.super_resolve(stage, text, video, draws, on_step=on_step)
         levels = ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return rearrange(levels, "b c t h w -> b t h w c").cpu()
-
-
-def _step_noise(draws: Draws, purpose: str, dim: int, step: int) -> Tensor:
-    return draws.normal(f"{purpose} step {step}", (dim,))
 
 
 def _for(noised: Tensor, condition: Tensor) -> Tensor:

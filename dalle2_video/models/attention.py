@@ -8,6 +8,7 @@ later is lost.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from dalle2_video.config import TransformerConfig
+from dalle2_video.config import Activation, TransformerConfig
 
 
 class ZeroLinear(nn.Linear):
@@ -48,14 +49,16 @@ class MultiHeadAttention(nn.Module):
         context_dim: int | None = None,
         dropout: float = 0.0,
         zero_init: bool = False,
+        bias: bool = False,
     ) -> None:
+        """bias: queries, keys and values have one, as in CLIP's released text encoders."""
         super().__init__()
         self.heads = heads
         inner = heads * (dim // heads if head_dim is None else head_dim)
-        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_q = nn.Linear(dim, inner, bias=bias)
         # two layers, not one twice as wide: splitting that one costs a concatenation in the backward pass
-        self.to_k = nn.Linear(dim if context_dim is None else context_dim, inner, bias=False)
-        self.to_v = nn.Linear(dim if context_dim is None else context_dim, inner, bias=False)
+        self.to_k = nn.Linear(dim if context_dim is None else context_dim, inner, bias=bias)
+        self.to_v = nn.Linear(dim if context_dim is None else context_dim, inner, bias=bias)
         self.to_out = ZeroLinear(inner, dim) if zero_init else nn.Linear(inner, dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -91,29 +94,40 @@ class MultiHeadAttention(nn.Module):
         return self.dropout(self.to_out(rearrange(out, "b h l d -> b l (h d)")))
 
 
-class FeedForward(nn.Module):
-    """Two layers with GELU between, four times as wide inside."""
+def quick_gelu(x: Tensor) -> Tensor:
+    """Approximate GELU of CLIP's first released weights: x * sigmoid(1.702 x)."""
+    return x * (1.702 * x).sigmoid()
 
-    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "quick_gelu": quick_gelu}
+
+
+class FeedForward(nn.Module):
+    """Two layers with an activation between, four times as wide inside."""
+
+    def __init__(self, dim: int, dropout: float = 0.0, activation: Activation = "gelu") -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.expand = nn.Linear(dim, 4 * dim)
         self.contract = nn.Linear(4 * dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_bld: Tensor) -> Tensor:
         """Map (b, l, dim) to the same shape, each position by itself."""
-        return self.dropout(self.contract(functional.gelu(self.expand(x_bld))))
+        return self.dropout(self.contract(self.activation(self.expand(x_bld))))
 
 
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(
+        self, config: TransformerConfig, *, attention_bias: bool = False, activation: Activation = "gelu"
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.dim)
-        self.attention = MultiHeadAttention(config.dim, config.heads, dropout=config.dropout)
+        self.attention = MultiHeadAttention(config.dim, config.heads, dropout=config.dropout, bias=attention_bias)
         self.feed_forward_norm = nn.LayerNorm(config.dim)
-        self.feed_forward = FeedForward(config.dim, config.dropout)
+        self.feed_forward = FeedForward(config.dim, config.dropout, activation)
 
     def forward(self, x_bld: Tensor, *, mask_bm: Tensor | None = None, causal: bool = False) -> Tensor:
         """Map (b, l, dim) to the same shape; mask_bm and causal as in MultiHeadAttention."""
@@ -124,11 +138,23 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Stack of pre-norm blocks and a final norm."""
 
-    def __init__(self, config: TransformerConfig, *, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        attention_bias: bool = False,
+        activation: Activation = "gelu",
+        activation_checkpointing: bool = False,
+    ) -> None:
         """activation_checkpointing: the backward pass runs each block again instead of keeping its activations."""
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
-        self.blocks = nn.ModuleList([TransformerBlock(config) for _ in range(config.depth)])
+        self.blocks = nn.ModuleList(
+            [
+                TransformerBlock(config, attention_bias=attention_bias, activation=activation)
+                for _ in range(config.depth)
+            ]
+        )
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, x_bld: Tensor, *, mask_bm: Tensor | None = None, causal: bool = False) -> Tensor:

@@ -1,17 +1,14 @@
-"""CLIP over videos: two encoders into one unit sphere, and the symmetric contrastive loss over the global batch.
+"""CLIP over videos: two encoders into one unit sphere, and the learned temperature of the loss that brings them there.
 
-Invariant: the loss and its gradient, averaged over ranks as the engine does, do not depend on how the global batch is
-split over ranks. Two clips of a batch with the same caption count as negatives of each other, as in the original.
-The trained encoders are frozen parents of the prior and the decoder.
+The losses are in `contrastive`. The trained encoders are frozen parents of the prior and the decoder.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,10 +17,13 @@ from dalle2_video.models.text_encoder import TextEncoder
 from dalle2_video.models.video_encoder import VideoEncoder
 
 MAX_LOG_SCALE = math.log(100.0)
+FIRST_LOG_SCALE = {"softmax": math.log(1 / 0.07), "sigmoid": math.log(10.0)}
+"""Radford et al. 2021, sec. 2.5; Zhai et al. 2023, sec. 3.2, whose bias begins at -10."""
+FIRST_BIAS = -10.0
 
 
 class Clip(nn.Module):
-    """Text and video encoder with a learned temperature."""
+    """Text and video encoder with a learned temperature, and for the sigmoid loss a learned bias."""
 
     def __init__(
         self, config: ClipConfig, vocab_size: int, text_context: int, *, activation_checkpointing: bool = False
@@ -34,7 +34,9 @@ class Clip(nn.Module):
         )
         self.video = VideoEncoder(config, activation_checkpointing=activation_checkpointing)
         # shape [1]: ZeRO-3 cannot partition a parameter without dimensions
-        self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
+        self.logit_scale = nn.Parameter(torch.full((1,), FIRST_LOG_SCALE[config.loss]))
+        if config.loss == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.full((1,), FIRST_BIAS))
 
     def encode_text(self, tokens_bl: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
         """Return encodings (b, l, text dim) fp32, 0 beyond the length, and the unit-norm embedding (b, d) fp32."""
@@ -45,32 +47,27 @@ class Clip(nn.Module):
         """Return the unit-norm embedding (b, d) fp32 of (b, 3, t, h, w) in [-1, 1]."""
         return functional.normalize(self.video(video_bcthw), dim=-1)
 
-    def forward(self, video_bcthw: Tensor, tokens_bl: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return unit-norm video and text embeddings (b, d) fp32 and the scale of the logits (1,), at most 100."""
+    def forward(self, video_bcthw: Tensor, tokens_bl: Tensor, lengths_b: Tensor) -> tuple[Tensor, ...]:
+        """Return the arguments of the loss.
+
+        Unit-norm video and text embeddings (b, d) fp32, the scale of the logits (1,), at most 100, and for the sigmoid
+        loss their bias (1,).
+        """
         _, text_bd = self.encode_text(tokens_bl, lengths_b)
-        scale = self.logit_scale.float().clamp(max=MAX_LOG_SCALE).exp()
-        return self.encode_video(video_bcthw), text_bd, scale
+        scale = _Bounded.apply(self.logit_scale.float(), MAX_LOG_SCALE).exp()
+        logits = (scale, self.logit_bias.float()) if hasattr(self, "logit_bias") else (scale,)
+        return self.encode_video(video_bcthw), text_bd, *logits
 
 
-def _global_batch(local_bd: Tensor) -> Tensor:
-    """Concatenate the ranks' rows; gradients flow back to the rank they belong to."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return torch.cat(dist_nn.all_gather(local_bd.contiguous()))
-    return local_bd
+class _Bounded(torch.autograd.Function):
+    """Clamp from above that a parameter beyond the bound can leave again: `clamp` would hold it there for good."""
 
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, greatest: float) -> Tensor:
+        ctx.save_for_backward(value > greatest)
+        return value.clamp(max=greatest)
 
-def contrastive_loss(video_bd: Tensor, text_bd: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric cross entropy over the global batch (Radford et al. 2021, fig. 3).
-
-    video_bd, text_bd: (b, d) unit-norm rows of this rank, pairs at the same row, b the same on all ranks; scale: (1,).
-    Returns the loss and the top-1 accuracy in [0, 1] (mean of both directions), () fp32, the same on every rank.
-    Every rank computes the whole loss: a gathered embedding's gradient is then summed over the ranks, which the
-    engine's average over ranks divides out again.
-    """
-    video, text = _global_batch(video_bd.float()), _global_batch(text_bd.float())
-    logits = scale.float() * video @ text.T
-    labels = torch.arange(len(logits), device=logits.device)
-    loss = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
-    with torch.no_grad():
-        hits = (logits.argmax(1) == labels).float() + (logits.argmax(0) == labels).float()
-    return loss, hits.mean() / 2
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (beyond,) = ctx.saved_tensors
+        return torch.where(beyond & (gradient < 0), 0.0, gradient), None

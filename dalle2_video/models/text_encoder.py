@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dalle2_video.config import TransformerConfig
+from dalle2_video.config import TextEncoderConfig
 from dalle2_video.models.attention import Embedding, Transformer
 
 
@@ -18,7 +18,7 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: TextEncoderConfig,
         vocab_size: int,
         context: int,
         embed_dim: int,
@@ -29,8 +29,15 @@ class TextEncoder(nn.Module):
         self.context = context
         self.token = Embedding(vocab_size, config.dim)
         self.position = Embedding(context, config.dim)
-        self.transformer = Transformer(config, activation_checkpointing=activation_checkpointing)
+        self.transformer = Transformer(
+            config,
+            attention_bias=config.attention_bias,
+            activation=config.activation,
+            activation_checkpointing=activation_checkpointing,
+        )
         self.project = nn.Linear(config.dim, embed_dim, bias=False)
+        if config.frozen:
+            self.requires_grad_(False)
 
     def forward(self, tokens_bl: Tensor, lengths_b: Tensor) -> tuple[Tensor, Tensor]:
         """Encode captions.

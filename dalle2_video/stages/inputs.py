@@ -28,6 +28,8 @@ class StageInputs:
     """Export folders of trained parents, by stage."""
     embeddings: str | None = None
     """Name of the video embeddings in the store."""
+    text_tower: Path | None = None
+    """Folder of the pretrained text tower that CLIP starts from."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of keeping their activations."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -39,3 +39,17 @@ class Stage(Protocol):
 
     def export_files(self) -> dict[str, str]:
         """Return the texts that lie beside the exported weights, by file name; see `models.factory`."""
+
+
+@runtime_checkable
+class JudgedStage(Protocol):
+    """A stage whose validation also says how good the model is, over samples that have to be seen together."""
+
+    def judged(self, num_clips: int) -> int:
+        """Return how many samples, the first of the validation split, are judged; num_clips: those of the split."""
+
+    def judge(self, model: Model, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Return rows (b, ...) of a batch, one a sample; collective as `Stage.loss` is."""
+
+    def figures(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """Return the figures of the rows of all samples, float32 on the CPU, in the order of the samples."""

@@ -23,8 +23,8 @@ from dalle2_video.data.draws import Draws
 from dalle2_video.data.keyed_random import key
 from dalle2_video.data.loading import loader
 from dalle2_video.runtime import RuntimeConfig
-from dalle2_video.stages.stage import Batch, Metrics, Stage
-from dalle2_video.training import checkpoint, distributed, ema
+from dalle2_video.stages.stage import Batch, JudgedStage, Metrics, Stage
+from dalle2_video.training import checkpoint, distributed, ema, judging
 from dalle2_video.training.commits import Commits
 from dalle2_video.training.engine import Engine, learning_rate
 from dalle2_video.training.export import export
@@ -239,13 +239,34 @@ class Trainer:
                 loss, metrics = self.stage.loss(self.engine.model, batch, draws)
                 for name, value in {"loss": loss, **metrics}.items():
                     totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value.float()
+        figures = self._figures(step)
         self.engine.model.train()
         names = sorted(totals)
         count = VALIDATION_BATCHES * self.accumulation * self.world_size
         means = distributed.total(torch.stack([totals[name] for name in names])).cpu() / count
         if self.rank == 0:
             record = {name: means[index].item() for index, name in enumerate(names)}
-            self.control.append("metrics", record | {"step": step, "split": "val"})
+            self.control.append("metrics", record | figures | {"step": step, "split": "val"})
+
+    def _figures(self, step: int) -> dict[str, float]:
+        """Return what the stage says of the current weights over many samples at once, if it says anything."""
+        if not isinstance(self.stage, JudgedStage):
+            return {}
+
+        # A wish to stop is not asked for: the record would be without its figures for good.
+        def on_progress(done: int, count: int) -> None:
+            self.watchdog.phase(f"validation after step {step}: {done} of {count} samples judged")
+
+        return judging.figures(
+            self.stage,
+            self.engine.model,
+            self.val_set,
+            seed=key(self.seed, "validation"),
+            micro_batch=self.micro_batch,
+            device=self.device,
+            to_device=self._to_device,
+            on_progress=on_progress,
+        )
 
     def _save(self, step: int, *, must: bool) -> bool:
         """Commit a checkpoint; return whether that came about.

@@ -13,6 +13,7 @@ from dalle2_video.config import (
     PriorConfig,
     Recipe,
     TemporalSrConfig,
+    TextEncoderConfig,
     TransformerConfig,
     UnetConfig,
 )
@@ -30,7 +31,7 @@ def recipe() -> Recipe:
             window=low,
             patch_size=8,
             embed_dim=512,
-            text=TransformerConfig(dim=512, depth=12, heads=8),
+            text=TextEncoderConfig(dim=512, depth=12, heads=8),
             spatial=TransformerConfig(dim=768, depth=12, heads=12),
             temporal=TransformerConfig(dim=768, depth=4, heads=12),
             optim=OptimConfig(

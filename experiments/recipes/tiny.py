@@ -9,6 +9,7 @@ from dalle2_video.config import (
     PriorConfig,
     Recipe,
     TemporalSrConfig,
+    TextEncoderConfig,
     TransformerConfig,
     UnetConfig,
 )
@@ -34,7 +35,7 @@ def recipe() -> Recipe:
             window=low,
             patch_size=4,
             embed_dim=64,
-            text=TransformerConfig(dim=64, depth=2, heads=4),
+            text=TextEncoderConfig(dim=64, depth=2, heads=4),
             spatial=TransformerConfig(dim=64, depth=2, heads=4),
             temporal=TransformerConfig(dim=64, depth=2, heads=4),
             optim=OptimConfig(steps=200, batch_size=64, lr=1e-3, warmup_steps=20, ema_decay=0.99),

@@ -28,6 +28,7 @@ from dalle2_video.config import (
     PriorConfig,
     SpatialSrConfig,
     TemporalSrConfig,
+    TextEncoderConfig,
     TransformerConfig,
     UnetConfig,
 )
@@ -65,8 +66,9 @@ class Case:
         optim = OptimConfig(**settings | {"ema_decay": 0.9, "lr_decay": "cosine"} | self.optim)
         transformer = TransformerConfig(dim=16, depth=2, heads=2, dropout=self.dropout)
         if self.stage == "clip":
+            text = TextEncoderConfig(**dataclasses.asdict(transformer))
             return ClipConfig(
-                window=LOW, patch_size=8, embed_dim=16, text=transformer, spatial=transformer, temporal=transformer,
+                window=LOW, patch_size=8, embed_dim=16, text=text, spatial=transformer, temporal=transformer,
                 optim=optim,
             )  # fmt: skip
         diffusion = DiffusionConfig(condition_dropout=self.condition_dropout)

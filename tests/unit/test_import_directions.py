@@ -99,7 +99,8 @@ LAYERS = {
     "models": (),
     "diffusion": (),
     "data": (),
-    "stages": ("models", "diffusion", "data"),
+    # Retrieval figures are plain NumPy over embeddings; the rest of evaluation judges what stages have trained.
+    "stages": ("models", "diffusion", "data", "evaluation.retrieval"),
     "training": ("models", "diffusion", "data", "stages"),
     "generation": ("models", "diffusion", "data", "stages"),
     "evaluation": ("models", "diffusion", "data", "stages", "generation"),

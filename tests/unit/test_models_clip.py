@@ -1,15 +1,14 @@
-"""CLIP: what the encoders may depend on, and a contrastive loss that does not depend on how the batch is split."""
+"""CLIP: what the encoders may depend on, and its temperature; losses over ranks are in test_models_contrastive."""
 
 import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from dalle2_video.config import ClipConfig, OptimConfig, TransformerConfig
+from dalle2_video.config import ClipConfig, OptimConfig, TextEncoderConfig, TransformerConfig
 from dalle2_video.data_config import WindowConfig
-from dalle2_video.models.clip import Clip, contrastive_loss
+from dalle2_video.models.clip import MAX_LOG_SCALE, Clip
+from dalle2_video.models.contrastive import contrastive_loss
 from dalle2_video.models.text_encoder import TextEncoder
 from dalle2_video.models.video_encoder import VideoEncoder
 
@@ -18,7 +17,7 @@ CONFIG = ClipConfig(
     window=WindowConfig(size=8, num_frames=4),
     patch_size=4,
     embed_dim=12,
-    text=TransformerConfig(dim=24, depth=2, heads=2),
+    text=TextEncoderConfig(dim=24, depth=2, heads=2),
     spatial=SMALL,
     temporal=SMALL,
     optim=OptimConfig(steps=1, batch_size=4, lr=1e-3),
@@ -86,6 +85,18 @@ def test_video_encoder_sees_the_order_of_frames_and_the_place_of_pixels():
         assert (encoder(changed) - embedding).abs().max() > 1e-4
 
 
+def test_positions_of_other_lengths_lie_on_the_line_through_the_learned_ones():
+    torch.manual_seed(0)
+    encoder = VideoEncoder(CONFIG).eval()
+    still = torch.rand(1, 3, 1, 8, 8).expand(-1, -1, 7, -1, -1)
+    seen = []
+    encoder.temporal.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, 1:]))
+    for frames in (4, 7):
+        encoder(still[:, :, :frames])
+    torch.testing.assert_close(seen[1][::2], seen[0])
+    torch.testing.assert_close(seen[1][1::2], (seen[0][1:] + seen[0][:-1]) / 2)
+
+
 def test_video_encoder_takes_other_lengths_but_no_other_size():
     encoder = VideoEncoder(CONFIG).eval()
     for frames in (1, 3, 9):
@@ -103,6 +114,17 @@ def test_clip_embeddings_have_unit_norm_and_the_scale_is_bounded():
     with torch.no_grad():
         model.logit_scale.fill_(math.log(5000))
     assert model(*clip_batch())[2].item() == pytest.approx(100, rel=1e-5)
+
+
+def test_a_scale_beyond_its_bound_finds_its_way_back_and_goes_no_further():
+    model = clip()
+    with torch.no_grad():
+        model.logit_scale.fill_(MAX_LOG_SCALE + 0.5)
+    for sign in (1, -1):
+        model.logit_scale.grad = None
+        (sign * model(*clip_batch())[2].sum()).backward()
+        assert model.logit_scale.grad is not None
+        assert model.logit_scale.grad.item() == (pytest.approx(100, rel=1e-5) if sign > 0 else 0.0)
 
 
 def test_contrastive_loss_of_known_embeddings():
@@ -125,35 +147,6 @@ def test_contrastive_training_learns_the_pairs_of_a_batch():
         loss.backward()
         optimiser.step()
     assert accuracy.item() == 1
-
-
-def rank_gradients(rank: int, rendezvous: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}/rendezvous", rank=rank, world_size=2)
-    model = clip()
-    rows = slice(2 * rank, 2 * rank + 2)
-    loss, accuracy = contrastive_loss(*model(*(part[rows] for part in clip_batch())))
-    loss.backward()
-    gradients = {}
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        dist.all_reduce(parameter.grad)
-        gradients[name] = parameter.grad / 2
-    torch.save({"loss": loss.detach(), "accuracy": accuracy, "gradients": gradients}, f"{rendezvous}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_ranks_have_the_loss_and_gradient_of_one_process(tmp_path):
-    mp.spawn(rank_gradients, args=(str(tmp_path),), nprocs=2)
-    model = clip()
-    loss, accuracy = contrastive_loss(*model(*clip_batch()))
-    loss.backward()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(found["loss"], loss.detach())
-        assert found["accuracy"] == accuracy
-        for name, parameter in model.named_parameters():
-            torch.testing.assert_close(found["gradients"][name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_every_parameter_gets_a_gradient_and_none_is_zero_dimensional():

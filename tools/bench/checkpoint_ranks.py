@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dalle2_video.config import OptimConfig, TransformerConfig
+from dalle2_video.config import OptimConfig, TextEncoderConfig
 from dalle2_video.models.text_encoder import TextEncoder
 from dalle2_video.runtime import RuntimeConfig
 from dalle2_video.training import checkpoint, distributed, notes
@@ -77,7 +77,7 @@ class TextStage:
 
     def build(self) -> nn.Module:
         """Make the encoder."""
-        config = TransformerConfig(dim=self.plan.dim, depth=self.plan.depth, heads=self.plan.dim // 64)
+        config = TextEncoderConfig(dim=self.plan.dim, depth=self.plan.depth, heads=self.plan.dim // 64)
         return TextEncoder(config, VOCAB, CONTEXT, self.plan.dim)
 
     def to(self, device: torch.device) -> None:
