@@ -399,10 +399,10 @@ class Recipe:
     """Diffusion prior."""
     decoder: DecoderConfig
     """Decoder."""
-    temporal_sr: TemporalSrConfig
-    """Temporal super-resolution."""
+    temporal_sr: TemporalSrConfig | None
+    """Temporal super-resolution; None: the decoder makes all frames."""
     spatial_sr: SpatialSrConfig | None = None
-    """Spatial super-resolution; None ends the cascade after temporal super-resolution."""
+    """Spatial super-resolution; None: the videos keep the decoder's size."""
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     """Video embeddings of the whole store."""
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -442,21 +442,24 @@ class Recipe:
         self._check_cascade()
 
     def _check_cascade(self) -> None:
-        low, high = self.decoder.window, self.temporal_sr.window
-        expected = (low.size, low.num_frames * self.temporal_sr.factor, low.stride)
-        found = (high.size, high.num_frames, high.stride * self.temporal_sr.factor)
-        require(
-            expected == found,
-            "temporal_sr.window",
-            high,
-            f"does not follow from decoder.window={low} by factor={self.temporal_sr.factor}: wanted the same size, "
-            "factor times the frames, stride divided by the factor",
-        )
+        made_by, made = "decoder", self.decoder.window
+        if self.temporal_sr is not None:
+            low, high = made, self.temporal_sr.window
+            expected = (low.size, low.num_frames * self.temporal_sr.factor, low.stride)
+            found = (high.size, high.num_frames, high.stride * self.temporal_sr.factor)
+            require(
+                expected == found,
+                "temporal_sr.window",
+                high,
+                f"does not follow from decoder.window={low} by factor={self.temporal_sr.factor}: wanted the same size, "
+                "factor times the frames, stride divided by the factor",
+            )
+            made_by, made = "temporal_sr", high
         if self.spatial_sr is not None:
             given = (self.spatial_sr.low_size, self.spatial_sr.window.num_frames, self.spatial_sr.window.stride)
             require(
-                given == (high.size, high.num_frames, high.stride),
+                given == (made.size, made.num_frames, made.stride),
                 "spatial_sr",
                 given,
-                f"(low_size, num_frames, stride) must be those of temporal_sr.window={high}",
+                f"(low_size, num_frames, stride) must be those of {made_by}.window={made}",
             )

@@ -11,6 +11,8 @@ from typing import Literal
 
 from dalle2_video.checks import require, require_positive
 
+Checkpointing = Literal["none", "selective", "full"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
@@ -31,8 +33,9 @@ class RuntimeConfig:
     zero_stage: Literal[0, 1, 2, 3] = 3
     """What DeepSpeed shares out among the ranks: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too.
     A run may go on with another. In bf16, 0 runs as 1."""
-    activation_checkpointing: bool = False
-    """Recompute blocks in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: Checkpointing = "none"
+    """What the backward pass computes again instead of keeping it. selective: what is cheap (norms, activations). full:
+    whole blocks, the least memory. Results are the same to the bit."""
     torch_threads: int = 0
     """CPU threads a rank; 0 shares the machine's cores among its ranks."""
 

@@ -1,35 +1,65 @@
-"""What a run will take, told before anything is submitted: parameters and memory of the model states."""
+"""What a run will take, told before anything is submitted: parameters and the peak of memory."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from dalle2_video import text_tower
-from dalle2_video.config import Recipe
 from launch.arguments import Arguments
 from launch.stages import StageInfo
 
-BYTES_PER_PARAMETER = {"fp32": 20, "bf16": 18}
-"""ZeRO-3 states of one parameter over all ranks: weights, gradient, fp32 master (bf16), two moments, EMA."""
+if TYPE_CHECKING:
+    from dalle2_video.training.memory_estimate import MemoryEstimate
+
+GIB = 2**30
 
 
 def show(console: Console, info: StageInfo, arguments: Arguments) -> None:
     """Print the sizes of a training stage; other stages have nothing that is known beforehand."""
     if not info.training:
         return
-    config = getattr(arguments.recipe, info.name)
-    count = parameters(arguments.recipe, info.name)
+    config, runtime = getattr(arguments.recipe, info.name), arguments.runtime
     world = arguments.placement.world_size
-    states = count * BYTES_PER_PARAMETER[config.optim.precision] / world
-    micro, accumulation = arguments.runtime.accumulation(config.optim.batch_size, world)
+    micro, accumulation = runtime.accumulation(config.optim.batch_size, world)
+    told = memory(info, arguments)
+    parts = {"states": told.states + told.buckets, "frozen CLIP": told.frozen, "activations": told.activations}
+    parts["process"] = told.process
+    listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
     console.print(
-        f"  {info.name}: {count / 1e6:.2f} M parameters; model states {states / 2**20:.0f} MiB a rank on {world} "
-        f"rank{'s' * (world > 1)} (activations come on top)\n"
+        f"  {info.name}: {told.parameters / 1e6:.2f} M parameters; peak memory a rank about {told.peak / GIB:.2f} GiB "
+        f"({listed}) {'on the GPU' if on_gpus(arguments) else 'on CPUs'}, activation checkpointing "
+        f"{runtime.activation_checkpointing}\n"
         f"  {config.optim.steps} steps of {config.optim.batch_size} samples = {world} ranks x micro-batch {micro} x "
         f"accumulation {accumulation}; precision {config.optim.precision}"
+    )
+
+
+def on_gpus(arguments: Arguments) -> bool:
+    """Whether a rank would have a GPU."""
+    import torch
+
+    placement = arguments.placement
+    return placement.gpus_per_node > 0 or (placement.resolved_cluster() == "local" and torch.cuda.is_available())
+
+
+def memory(info: StageInfo, arguments: Arguments) -> MemoryEstimate:
+    """Return the memory that a rank of a training stage would take: counted, nothing is allocated for it."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is trained here
+    from dalle2_video.training import memory_estimate
+
+    world, runtime = arguments.placement.world_size, arguments.runtime
+    micro, _ = runtime.accumulation(getattr(arguments.recipe, info.name).optim.batch_size, world)
+    return memory_estimate.estimate(
+        text_tower.resolved(arguments.recipe),
+        info.name,
+        micro_batch=micro,
+        world_size=world,
+        zero_stage=runtime.zero_stage,
+        checkpointing=runtime.activation_checkpointing,
+        cuda=on_gpus(arguments),
     )
 
 
@@ -38,8 +68,6 @@ def deepspeed_config(info: StageInfo, arguments: Arguments) -> dict[str, Any]:
     if not info.training:
         raise ValueError(f"--dump-deepspeed-config: {info.name} trains nothing and has no DeepSpeed config")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is trained here
-    import torch
-
     from dalle2_video.training import engine
 
     optim, placement = getattr(arguments.recipe, info.name).optim, arguments.placement
@@ -49,24 +77,6 @@ def deepspeed_config(info: StageInfo, arguments: Arguments) -> dict[str, Any]:
         micro,
         accumulation,
         placement.world_size,
-        cuda=placement.gpus_per_node > 0 or (placement.resolved_cluster() == "local" and torch.cuda.is_available()),
+        cuda=on_gpus(arguments),
         zero_stage=arguments.runtime.zero_stage,
     )
-
-
-def parameters(recipe: Recipe, stage: str) -> int:
-    """Number of parameters of a stage's model, counted on the meta device: no memory, any size."""
-    import torch
-
-    from dalle2_video.models.factory import ModelDims, build
-
-    recipe = text_tower.resolved(recipe)
-    dims = ModelDims(
-        vocab_size=recipe.data.vocab_size,
-        text_context=recipe.data.text_context,
-        embed_dim=recipe.clip.embed_dim,
-        text_dim=recipe.clip.text.dim,
-    )
-    with torch.device("meta"):
-        module = build(getattr(recipe, stage), dims)
-    return sum(parameter.numel() for parameter in module.parameters())

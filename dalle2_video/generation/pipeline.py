@@ -48,15 +48,15 @@ class VideoPipeline:
     """The trained stages, loaded."""
 
     def __init__(self, exports: dict[str, Path], device: torch.device | str = "cpu") -> None:
-        """exports: export folders by stage: clip, prior, decoder, temporal_sr and, where trained, spatial_sr."""
+        """exports: export folders by stage: clip, prior, decoder and, where trained, temporal_sr and spatial_sr."""
         self.device = torch.device(device)
         self.clip = FrozenClip(exports["clip"])
         self.clip.to(self.device)
         self.tokenizer = Tokenizer.from_json((exports["clip"] / TOKENIZER).read_text())
-        self.prior, self.decoder, self.temporal_sr = (
-            self._load(exports, stage) for stage in ("prior", "decoder", "temporal_sr")
+        self.prior, self.decoder = (self._load(exports, stage) for stage in ("prior", "decoder"))
+        self.temporal_sr, self.spatial_sr = (
+            self._load(exports, stage) if stage in exports else None for stage in ("temporal_sr", "spatial_sr")
         )
-        self.spatial_sr = self._load(exports, "spatial_sr") if "spatial_sr" in exports else None
 
     def _load(self, exports: dict[str, Path], stage: str) -> Exported:
         exported = load_export(exports[stage], stage)
@@ -71,7 +71,8 @@ class VideoPipeline:
     @property
     def fps(self) -> float:
         """Frames per second of the videos made."""
-        return self.temporal_sr.fps / self.temporal_sr.config.window.stride
+        last = self.temporal_sr or self.decoder
+        return last.fps / last.config.window.stride
 
     def encode(self, prompts: list[str]) -> TextCondition:
         """Encode prompts with CLIP's text encoder."""

@@ -44,8 +44,8 @@ class SampleArray:
         self._pipeline = self._pipeline or VideoPipeline(self.exports, self.device)
         first = task * self.config.videos_at_once
         mine = self.requests[first : first + self.config.videos_at_once]
-        stages = ["prior"] * self._pipeline.prior.config.candidates + ["decoder", "temporal_sr", "spatial_sr"]
-        total = len(stages) - (self._pipeline.spatial_sr is None)
+        higher = (self._pipeline.temporal_sr, self._pipeline.spatial_sr)
+        total = self._pipeline.prior.config.candidates + 1 + sum(stage is not None for stage in higher)
         finished = 0
 
         def on_step(stage: str, step: int, steps: int) -> None:

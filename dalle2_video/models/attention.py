@@ -8,15 +8,23 @@ later is lost.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from dalle2_video.config import Activation, TransformerConfig
+from dalle2_video.models import recompute
+from dalle2_video.runtime import Checkpointing
+
+MAX_SCORES = 1 << 24
+"""Entries of a score matrix that may be in memory at once, over batch and heads: 64 MiB in fp32."""
+MAX_ROWS = 65_535
+"""Batch times heads that CUDA's attention kernels take: a dimension of their grid."""
 
 
 class ZeroLinear(nn.Linear):
@@ -90,7 +98,7 @@ class MultiHeadAttention(nn.Module):
         if bias_hlm is not None:
             bias = bias_hlm.to(q.dtype)[None]
             allowed = bias if allowed is None else bias.masked_fill(~allowed, -math.inf)
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
+        out = attend(q, k, v, allowed, causal=causal)
         return self.dropout(self.to_out(rearrange(out, "b h l d -> b l (h d)")))
 
 
@@ -100,6 +108,68 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "quick_gelu": quick_gelu}
+
+
+def attend(
+    q_bhld: Tensor, k_bhmd: Tensor, v_bhmd: Tensor, mask: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
+    """Scaled dot-product attention in as many parts along the batch as memory and the kernels' limits ask for.
+
+    mask: bool or added to the logits, with a first dimension of 1 or b. One that is learnt needs the score matrix of
+    its part in memory, of MAX_SCORES entries at most: the backward pass makes it again, part by part.
+    Returns (b, h, l, d).
+    """
+    batch, heads, length, _ = q_bhld.shape
+    rows = max(1, MAX_ROWS // heads)
+    learnt = mask is not None and mask.requires_grad
+    if learnt:
+        rows = min(rows, max(1, MAX_SCORES // (heads * length * k_bhmd.shape[2])))
+    if batch <= rows:
+        return functional.scaled_dot_product_attention(q_bhld, k_bhmd, v_bhmd, attn_mask=mask, is_causal=causal)
+    if learnt:
+        assert mask is not None and mask.shape[0] == 1 and not causal
+        return _AttentionInParts.apply(q_bhld, k_bhmd, v_bhmd, mask, rows)
+    parts = []
+    for first, q, k, v in _parts(rows, q_bhld, k_bhmd, v_bhmd):
+        own = mask if mask is None or mask.shape[0] == 1 else mask[first : first + rows]
+        parts.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=own, is_causal=causal))
+    return torch.cat(parts)
+
+
+def _parts(rows: int, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Give the first row of each part, and the part of each tensor."""
+    for first in range(0, len(tensors[0]), rows):
+        yield first, *(tensor[first : first + rows] for tensor in tensors)
+
+
+class _AttentionInParts(torch.autograd.Function):
+    """Attention with a learnt bias that is the same for all rows, in parts of so many rows."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.rows = rows
+        out = torch.empty_like(q)
+        for first, q_part, k_part, v_part in _parts(rows, q, k, v):
+            out[first : first + rows] = functional.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=bias)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias = ctx.saved_tensors
+        grads = [torch.empty_like(tensor) for tensor in (q, k, v)]
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32)
+        for first, *qkv, grad_part in _parts(ctx.rows, q, k, v, grad):
+            with torch.enable_grad():
+                inputs = [tensor.detach().requires_grad_() for tensor in (*qkv, bias)]
+                q_part, k_part, v_part, bias_part = inputs
+                out = functional.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=bias_part)
+            *parts, of_bias = torch.autograd.grad(out, inputs, grad_part)
+            bias_grad += of_bias
+            for whole, part in zip(grads, parts, strict=True):
+                whole[first : first + ctx.rows] = part
+        return *grads, bias_grad.to(bias.dtype), None
 
 
 class FeedForward(nn.Module):
@@ -121,9 +191,15 @@ class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
     def __init__(
-        self, config: TransformerConfig, *, attention_bias: bool = False, activation: Activation = "gelu"
+        self,
+        config: TransformerConfig,
+        *,
+        attention_bias: bool = False,
+        activation: Activation = "gelu",
+        selective: bool = False,
     ) -> None:
         super().__init__()
+        self.selective, self.random = selective, config.dropout > 0
         self.attention_norm = nn.LayerNorm(config.dim)
         self.attention = MultiHeadAttention(config.dim, config.heads, dropout=config.dropout, bias=attention_bias)
         self.feed_forward_norm = nn.LayerNorm(config.dim)
@@ -131,8 +207,15 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_bld: Tensor, *, mask_bm: Tensor | None = None, causal: bool = False) -> Tensor:
         """Map (b, l, dim) to the same shape; mask_bm and causal as in MultiHeadAttention."""
-        x_bld = x_bld + self.attention(self.attention_norm(x_bld), mask_bm=mask_bm, causal=causal)
-        return x_bld + self.feed_forward(self.feed_forward_norm(x_bld))
+
+        def attend(x_bld: Tensor) -> Tensor:
+            return self.attention(self.attention_norm(x_bld), mask_bm=mask_bm, causal=causal)
+
+        def feed_forward(x_bld: Tensor) -> Tensor:
+            return self.feed_forward(self.feed_forward_norm(x_bld))
+
+        x_bld = x_bld + recompute.segment(self.selective, attend, x_bld, random=self.random)
+        return x_bld + recompute.segment(self.selective, feed_forward, x_bld, random=self.random)
 
 
 class Transformer(nn.Module):
@@ -144,14 +227,14 @@ class Transformer(nn.Module):
         *,
         attention_bias: bool = False,
         activation: Activation = "gelu",
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
     ) -> None:
-        """activation_checkpointing: the backward pass runs each block again instead of keeping its activations."""
         super().__init__()
-        self.activation_checkpointing = activation_checkpointing
+        self.full = activation_checkpointing == "full"
+        selective = activation_checkpointing != "none"
         self.blocks = nn.ModuleList(
             [
-                TransformerBlock(config, attention_bias=attention_bias, activation=activation)
+                TransformerBlock(config, attention_bias=attention_bias, activation=activation, selective=selective)
                 for _ in range(config.depth)
             ]
         )
@@ -160,10 +243,7 @@ class Transformer(nn.Module):
     def forward(self, x_bld: Tensor, *, mask_bm: Tensor | None = None, causal: bool = False) -> Tensor:
         """Map (b, l, dim) to the same shape, normalised; mask_bm and causal as in MultiHeadAttention."""
         for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x_bld = checkpoint(block, x_bld, mask_bm=mask_bm, causal=causal, use_reentrant=False)
-            else:
-                x_bld = block(x_bld, mask_bm=mask_bm, causal=causal)
+            x_bld = recompute.block(self.full, block, x_bld, mask_bm=mask_bm, causal=causal)
         return self.norm(x_bld)
 
 

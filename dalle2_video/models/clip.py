@@ -15,6 +15,7 @@ from torch.nn import functional
 from dalle2_video.config import ClipConfig
 from dalle2_video.models.text_encoder import TextEncoder
 from dalle2_video.models.video_encoder import VideoEncoder
+from dalle2_video.runtime import Checkpointing
 
 MAX_LOG_SCALE = math.log(100.0)
 FIRST_LOG_SCALE = {"softmax": math.log(1 / 0.07), "sigmoid": math.log(10.0)}
@@ -26,7 +27,12 @@ class Clip(nn.Module):
     """Text and video encoder with a learned temperature, and for the sigmoid loss a learned bias."""
 
     def __init__(
-        self, config: ClipConfig, vocab_size: int, text_context: int, *, activation_checkpointing: bool = False
+        self,
+        config: ClipConfig,
+        vocab_size: int,
+        text_context: int,
+        *,
+        activation_checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
         self.text = TextEncoder(

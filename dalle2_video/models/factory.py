@@ -19,6 +19,7 @@ from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.models.clip import Clip
 from dalle2_video.models.prior import Prior
 from dalle2_video.models.unet3d import Unet3D
+from dalle2_video.runtime import Checkpointing
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -46,7 +47,7 @@ class ModelDims:
     """Width of CLIP's text encodings."""
 
 
-def build(config: StageConfig, dims: ModelDims, *, activation_checkpointing: bool = False) -> nn.Module:
+def build(config: StageConfig, dims: ModelDims, *, activation_checkpointing: Checkpointing = "none") -> nn.Module:
     """Return a stage's model with fresh weights; works under `torch.device("meta")` too."""
     if isinstance(config, ClipConfig):
         return Clip(config, dims.vocab_size, dims.text_context, activation_checkpointing=activation_checkpointing)

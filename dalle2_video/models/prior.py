@@ -14,13 +14,19 @@ from torch import Tensor, nn
 from dalle2_video.config import TransformerConfig
 from dalle2_video.models.attention import Transformer
 from dalle2_video.models.time_embedding import LogSnrEmbedding
+from dalle2_video.runtime import Checkpointing
 
 
 class Prior(nn.Module):
     """Predicts x0 of a noised video embedding."""
 
     def __init__(
-        self, config: TransformerConfig, embed_dim: int, text_dim: int, *, activation_checkpointing: bool = False
+        self,
+        config: TransformerConfig,
+        embed_dim: int,
+        text_dim: int,
+        *,
+        activation_checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
         dim = config.dim

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dalle2_video.config import TextEncoderConfig
 from dalle2_video.models.attention import Embedding, Transformer
+from dalle2_video.runtime import Checkpointing
 
 
 class TextEncoder(nn.Module):
@@ -23,7 +24,7 @@ class TextEncoder(nn.Module):
         context: int,
         embed_dim: int,
         *,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
         self.context = context

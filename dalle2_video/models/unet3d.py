@@ -12,11 +12,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from dalle2_video.config import UnetConfig
+from dalle2_video.models import recompute
 from dalle2_video.models.time_embedding import LogSnrEmbedding
 from dalle2_video.models.unet_blocks import GROUPS, Block, Downsample, Upsample, ZeroConv2d
+from dalle2_video.runtime import Checkpointing
 
 EMBEDDING_TOKENS = 4
 
@@ -92,11 +93,11 @@ class Unet3D(nn.Module):
         embedding_dim: int | None,
         text_dim: int,
         low_res: bool,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
         self.config, self.low_res, self.embedding_dim = config, low_res, embedding_dim
-        self.activation_checkpointing = activation_checkpointing
+        self.full, self.selective = activation_checkpointing == "full", activation_checkpointing != "none"
         condition_dim = 4 * config.dim
         channels = [config.dim * mult for mult in config.dim_mults]
         self.conditioning = Conditioning(
@@ -105,10 +106,8 @@ class Unet3D(nn.Module):
         self.conv_in = nn.Conv2d(6 if low_res else 3, channels[0], 3, padding=1)
 
         def level_blocks(level: int, *, merges_skip: bool = False) -> nn.ModuleList:
-            blocks = [
-                Block(config, level, condition_dim, condition_dim, merges_skip=merges_skip)
-                for _ in range(config.blocks)
-            ]
+            options = {"merges_skip": merges_skip, "selective": self.selective}
+            blocks = [Block(config, level, condition_dim, condition_dim, **options) for _ in range(config.blocks)]
             return nn.ModuleList(blocks)
 
         levels = range(len(channels) - 1)
@@ -121,11 +120,8 @@ class Unet3D(nn.Module):
         self.norm_out = nn.GroupNorm(GROUPS, channels[0])
         self.conv_out = ZeroConv2d(channels[0], 3, 3, padding=1)
 
-    def _run(self, block: nn.Module, *args: Tensor | None) -> Tensor:
-        """Run a block, or have the backward pass run it again instead of keeping its activations."""
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
+    def _out(self, x_nchw: Tensor) -> Tensor:
+        return self.conv_out(functional.silu(self.norm_out(x_nchw)))
 
     def forward(
         self,
@@ -165,15 +161,15 @@ class Unet3D(nn.Module):
         for blocks, downsample in zip(self.down, self.downsample, strict=True):
             assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
-                x = self._run(block, x, condition, context, mask)
+                x = recompute.block(self.full, block, x, condition, context, mask)
                 skips.append(x)
             x = downsample(x)
         for block in self.middle:
-            x = self._run(block, x, condition, context, mask)
+            x = recompute.block(self.full, block, x, condition, context, mask)
         for blocks, upsample in zip(reversed(self.up), reversed(self.upsample), strict=True):
             assert isinstance(blocks, nn.ModuleList)
             x = upsample(x)
             for block in blocks:
-                x = self._run(block, x, condition, context, mask, skips.pop())
-        x = self.conv_out(functional.silu(self.norm_out(x)))
+                x = recompute.block(self.full, block, x, condition, context, mask, skips.pop())
+        x = recompute.segment(self.selective, self._out, x)
         return rearrange(x, "(b t) c h w -> b c t h w", b=len(noised_bcthw)).float()

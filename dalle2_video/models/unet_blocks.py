@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dalle2_video.config import UnetConfig
+from dalle2_video.models import recompute
 from dalle2_video.models.attention import MultiHeadAttention, RelativePositionBias, ZeroLinear
 
 GROUPS = 8
@@ -31,8 +32,9 @@ class ZeroConv2d(nn.Conv2d):
 class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice; the condition scales and shifts the second norm (Dhariwal & Nichol 2021)."""
 
-    def __init__(self, channels: int, condition_dim: int, dropout: float) -> None:
+    def __init__(self, channels: int, condition_dim: int, dropout: float, *, selective: bool = False) -> None:
         super().__init__()
+        self.selective, self.random = selective, dropout > 0
         self.norm_in = nn.GroupNorm(GROUPS, channels)
         self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
         # scale and shift of the condition stand in for the norm's own; at zero they are the identity
@@ -43,49 +45,63 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_nchw: Tensor, condition_bd: Tensor) -> Tensor:
         """Map (b * t, c, h, w) to the same shape; condition_bd: (b, condition_dim)."""
-        hidden = self.norm_out(self.conv_in(functional.silu(self.norm_in(x_nchw))))
         scale, shift = rearrange(self.modulation(condition_bd), "b (two c) -> two b 1 c 1 1", two=2)
-        frames = rearrange(hidden, "(b t) c h w -> b t c h w", b=len(condition_bd))
+        hidden = recompute.segment(self.selective, self._first, x_nchw)
+        return x_nchw + recompute.segment(self.selective, self._second, hidden, scale, shift, random=self.random)
+
+    def _first(self, x_nchw: Tensor) -> Tensor:
+        return self.conv_in(functional.silu(self.norm_in(x_nchw)))
+
+    def _second(self, hidden_nchw: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        frames = rearrange(self.norm_out(hidden_nchw), "(b t) c h w -> b t c h w", b=len(scale))
         frames = torch.addcmul(shift, frames, 1 + scale)
-        hidden = rearrange(functional.silu(frames), "b t c h w -> (b t) c h w")
-        return x_nchw + self.conv_out(self.dropout(hidden))
+        hidden_nchw = rearrange(functional.silu(frames), "b t c h w -> (b t) c h w")
+        return self.conv_out(self.dropout(hidden_nchw))
 
 
 class TemporalConvolution(nn.Module):
     """3x1x1 convolution over time, as a 2D convolution with all pixels along one axis."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, selective: bool = False) -> None:
         super().__init__()
+        self.selective = selective
         self.norm = nn.GroupNorm(GROUPS, channels)
         self.conv = ZeroConv2d(channels, channels, (3, 1), padding=(1, 0))
 
     def forward(self, x_nchw: Tensor, batch: int) -> Tensor:
         """Map (batch * t, c, h, w) to the same shape."""
-        height = x_nchw.shape[2]
-        hidden = rearrange(functional.silu(self.norm(x_nchw)), "(b t) c h w -> b c t (h w)", b=batch)
-        return x_nchw + rearrange(self.conv(hidden), "b c t (h w) -> (b t) c h w", h=height)
+        hidden = recompute.segment(self.selective, self._convolve, x_nchw, batch)
+        return x_nchw + rearrange(hidden, "b c t (h w) -> (b t) c h w", h=x_nchw.shape[2])
+
+    def _convolve(self, x_nchw: Tensor, batch: int) -> Tensor:
+        return self.conv(rearrange(functional.silu(self.norm(x_nchw)), "(b t) c h w -> b c t (h w)", b=batch))
 
 
 class SpatialAttention(nn.Module):
     """Each pixel attends to the pixels of its frame."""
 
-    def __init__(self, channels: int, head_dim: int) -> None:
+    def __init__(self, channels: int, head_dim: int, *, selective: bool = False) -> None:
         super().__init__()
+        self.selective = selective
         self.norm = nn.LayerNorm(channels)
         heads = max(1, channels // head_dim)
         self.attention = MultiHeadAttention(channels, heads, head_dim=head_dim, zero_init=True)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         """Map (n, c, h, w) to the same shape."""
-        tokens = self.norm(rearrange(x_nchw, "n c h w -> n (h w) c"))
-        return x_nchw + rearrange(self.attention(tokens), "n (h w) c -> n c h w", h=x_nchw.shape[2])
+        out = recompute.segment(self.selective, self._attend, x_nchw)
+        return x_nchw + rearrange(out, "n (h w) c -> n c h w", h=x_nchw.shape[2])
+
+    def _attend(self, x_nchw: Tensor) -> Tensor:
+        return self.attention(self.norm(rearrange(x_nchw, "n c h w -> n (h w) c")))
 
 
 class CrossAttention(nn.Module):
     """Each pixel of each frame attends to the conditions' tokens."""
 
-    def __init__(self, channels: int, head_dim: int, context_dim: int) -> None:
+    def __init__(self, channels: int, head_dim: int, context_dim: int, *, selective: bool = False) -> None:
         super().__init__()
+        self.selective = selective
         self.norm = nn.LayerNorm(channels)
         heads = max(1, channels // head_dim)
         self.attention = MultiHeadAttention(channels, heads, head_dim=head_dim, context_dim=context_dim, zero_init=True)
@@ -93,17 +109,21 @@ class CrossAttention(nn.Module):
     def forward(self, x_nchw: Tensor, context_bmd: Tensor, mask_bm: Tensor) -> Tensor:
         """Map (b * t, c, h, w) to the same shape; context_bmd: (b, m, context_dim), mask_bm: (b, m) bool."""
         height, width = x_nchw.shape[2:]
+        out = recompute.segment(self.selective, self._attend, x_nchw, context_bmd, mask_bm)
+        return x_nchw + rearrange(out, "b (t h w) c -> (b t) c h w", h=height, w=width)
+
+    def _attend(self, x_nchw: Tensor, context_bmd: Tensor, mask_bm: Tensor) -> Tensor:
         # all frames of a sample as one row of queries: the context is projected once a sample, not once a frame
         tokens = self.norm(rearrange(x_nchw, "(b t) c h w -> b (t h w) c", b=len(context_bmd)))
-        out = self.attention(tokens, context_bmd, mask_bm=mask_bm)
-        return x_nchw + rearrange(out, "b (t h w) c -> (b t) c h w", h=height, w=width)
+        return self.attention(tokens, context_bmd, mask_bm=mask_bm)
 
 
 class TemporalAttention(nn.Module):
     """Each pixel attends to the same pixel of all frames, with a bias by distance in time (Ho et al. 2022, sec. 3)."""
 
-    def __init__(self, channels: int, head_dim: int) -> None:
+    def __init__(self, channels: int, head_dim: int, *, selective: bool = False) -> None:
         super().__init__()
+        self.selective = selective
         self.norm = nn.LayerNorm(channels)
         heads = max(1, channels // head_dim)
         self.bias = RelativePositionBias(heads)
@@ -111,27 +131,42 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x_nchw: Tensor, batch: int) -> Tensor:
         """Map (batch * t, c, h, w) to the same shape, for any t."""
-        num_frames, height, width = len(x_nchw) // batch, *x_nchw.shape[2:]
+        bias_hlm = self.bias(len(x_nchw) // batch, x_nchw.device)
+        out = recompute.segment(self.selective, self._attend, x_nchw, bias_hlm, batch)
+        return x_nchw + rearrange(out, "(b h w) t c -> (b t) c h w", h=x_nchw.shape[2], w=x_nchw.shape[3])
+
+    def _attend(self, x_nchw: Tensor, bias_hlm: Tensor, batch: int) -> Tensor:
         tokens = self.norm(rearrange(x_nchw, "(b t) c h w -> (b h w) t c", b=batch))
-        out = self.attention(tokens, bias_hlm=self.bias(num_frames, x_nchw.device))
-        return x_nchw + rearrange(out, "(b h w) t c -> (b t) c h w", h=height, w=width)
+        return self.attention(tokens, bias_hlm=bias_hlm)
 
 
 class Block(nn.Module):
     """Residual block with the level's convolution over time and attentions; on the way up it first merges a skip."""
 
     def __init__(
-        self, config: UnetConfig, level: int, condition_dim: int, context_dim: int, *, merges_skip: bool = False
+        self,
+        config: UnetConfig,
+        level: int,
+        condition_dim: int,
+        context_dim: int,
+        *,
+        merges_skip: bool = False,
+        selective: bool = False,
     ) -> None:
         super().__init__()
-        channels = config.dim * config.dim_mults[level]
+        channels, width = config.dim * config.dim_mults[level], config.head_dim
         # a projected sum instead of a concatenation: the same linear merge, without the copy and the wider block
         self.merge = nn.Conv2d(channels, channels, 1, bias=False) if merges_skip else None
-        self.residual = ResidualBlock(channels, condition_dim, config.dropout)
-        self.temporal_convolution = TemporalConvolution(channels) if config.temporal_convolution[level] else None
-        self.spatial = SpatialAttention(channels, config.head_dim) if config.spatial_attention[level] else None
-        self.cross = CrossAttention(channels, config.head_dim, context_dim) if config.cross_attention[level] else None
-        self.temporal = TemporalAttention(channels, config.head_dim) if config.temporal_attention[level] else None
+        self.residual = ResidualBlock(channels, condition_dim, config.dropout, selective=selective)
+        self.temporal_convolution = self.spatial = self.cross = self.temporal = None
+        if config.temporal_convolution[level]:
+            self.temporal_convolution = TemporalConvolution(channels, selective=selective)
+        if config.spatial_attention[level]:
+            self.spatial = SpatialAttention(channels, width, selective=selective)
+        if config.cross_attention[level]:
+            self.cross = CrossAttention(channels, width, context_dim, selective=selective)
+        if config.temporal_attention[level]:
+            self.temporal = TemporalAttention(channels, width, selective=selective)
 
     def forward(
         self,

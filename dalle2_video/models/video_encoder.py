@@ -13,12 +13,13 @@ from torch.nn import functional
 
 from dalle2_video.config import ClipConfig
 from dalle2_video.models.attention import Transformer
+from dalle2_video.runtime import Checkpointing
 
 
 class VideoEncoder(nn.Module):
     """Video to one embedding."""
 
-    def __init__(self, config: ClipConfig, *, activation_checkpointing: bool = False) -> None:
+    def __init__(self, config: ClipConfig, *, activation_checkpointing: Checkpointing = "none") -> None:
         super().__init__()
         dim, self.patch_size, self.size = config.spatial.dim, config.patch_size, config.window.size
         num_patches = (config.window.size // config.patch_size) ** 2

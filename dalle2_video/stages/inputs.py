@@ -9,6 +9,7 @@ from typing import Any
 from dalle2_video.data.batches import WindowDataset
 from dalle2_video.data.store import Split
 from dalle2_video.data_config import AugmentConfig, CaptionConfig, WindowConfig
+from dalle2_video.runtime import Checkpointing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,8 @@ class StageInputs:
     """Name of the video embeddings in the store."""
     text_tower: Path | None = None
     """Folder of the pretrained text tower that CLIP starts from."""
-    activation_checkpointing: bool = False
-    """Recompute blocks in the backward pass instead of keeping their activations."""
+    activation_checkpointing: Checkpointing = "none"
+    """What the backward pass computes again instead of finding it kept; see models/recompute.py."""
 
     def samples(
         self, split: Split, window: WindowConfig | None, *, low_size: int | None = None, embeddings: str | None = None

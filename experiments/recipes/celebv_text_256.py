@@ -25,6 +25,7 @@ from experiments.recipes import celebv_text_64
 def recipe() -> Recipe:
     """The 64 px recipe with larger prior and decoder, and spatial super-resolution on top."""
     base = celebv_text_64.recipe()
+    assert base.temporal_sr is not None
     high = base.temporal_sr.window
     return dataclasses.replace(
         base,

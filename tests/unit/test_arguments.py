@@ -157,13 +157,13 @@ def test_runtime_placement_and_parents_are_read_and_stay_out_of_the_recipe() -> 
     parsed = parse(
         STAGES["decoder"],
         [
-            *("--ranks-per-node", "4", "--micro-batch", "2", "--activation-checkpointing"),
+            *("--ranks-per-node", "4", "--micro-batch", "2", "--activation-checkpointing", "selective"),
             *("--parents.clip", "abc", "--retry", "--wait", "no"),
         ],
     )
     assert parsed.recipe == TINY
     assert parsed.placement == Placement(ranks_per_node=4)
-    assert parsed.runtime == RuntimeConfig(micro_batch=2, activation_checkpointing=True)
+    assert parsed.runtime == RuntimeConfig(micro_batch=2, activation_checkpointing="selective")
     assert parsed.parents == {"clip": "abc"}
     assert (parsed.options.retry, parsed.options.wait, parsed.options.dry_run) == (True, "no", False)
 

@@ -174,7 +174,14 @@ def test_a_recipe_survives_the_way_through_json(name: str) -> None:
     assert recipe.name == name
     assert from_dict(Recipe, to_dict(recipe)) == recipe
     for part in (recipe.data, recipe.clip, recipe.prior, recipe.decoder, recipe.temporal_sr):
-        assert from_dict(type(part), to_dict(part)) == part
+        assert part is None or from_dict(type(part), to_dict(part)) == part
+
+
+def test_without_temporal_super_resolution_the_decoder_gives_what_is_enlarged() -> None:
+    recipe = load_recipe("seed_decoder")
+    assert recipe.temporal_sr is None
+    with pytest.raises(ValueError, match=r"spatial_sr=\(64, 90, 1\) .* must be those of decoder.window="):
+        changed(recipe, "decoder.window.num_frames", 45)
 
 
 def test_stored_values_that_do_not_fit_are_named() -> None:

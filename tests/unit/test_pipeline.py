@@ -87,19 +87,19 @@ def test_an_option_of_one_stage_takes_the_place_of_the_shared_one() -> None:
     mine = [
         "decoder.nodes=8",
         "decoder.sbatch=exclusive gres=x:1",
-        "decoder.activation-checkpointing=true",
+        "decoder.activation-checkpointing=full",
         "clip.nodes=2",
     ]
     found = stage_flags(STAGES["decoder"], ["--nodes", "4", "--partition", "p"], mine)
     assert found == [
-        "--partition", "p", "--nodes", "8", "--sbatch", "exclusive", "gres=x:1", "--activation-checkpointing",
+        "--partition", "p", "--nodes", "8", "--sbatch", "exclusive", "gres=x:1", "--activation-checkpointing", "full",
     ]  # fmt: skip
     parsed = parse_pipeline(["--cluster", "slurm", "--nodes", "4", "--per-stage", *mine, "embed.tasks=16"]).of_stage
     assert {stage: one.placement.nodes for stage, one in parsed.items() if STAGES[stage].training} == {
         "clip": 2, "prior": 4, "decoder": 8, "temporal_sr": 4,
     }  # fmt: skip
     assert parsed["embed"].array.tasks == 16 and parsed["preprocess"].array.tasks == 2
-    assert parsed["decoder"].runtime.activation_checkpointing
+    assert parsed["decoder"].runtime.activation_checkpointing == "full"
 
 
 def test_all_stages_have_one_recipe() -> None:
