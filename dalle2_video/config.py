@@ -13,8 +13,8 @@ from typing import Literal
 
 from dalle2_video.checks import require, require_fraction, require_positive
 from dalle2_video.data_config import AugmentConfig, CaptionConfig, DataConfig, WindowConfig
+from dalle2_video.diffusion_config import DiffusionConfig, SamplerConfig
 
-Objective = Literal["v", "x0", "eps"]
 Precision = Literal["fp32", "bf16"]
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -156,29 +156,6 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:
-    """Continuous-time Gaussian diffusion, t in [0, 1], variance preserving."""
-
-    objective: Objective = "v"
-    """What the network predicts."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """Noise schedule (cosine: Nichol & Dhariwal 2021; linear: the variance-preserving SDE of Song et al. 2021)."""
-    logsnr_shift: float = 0.0
-    """Added to log SNR at every t; 2*log(64/size) keeps the noise of 64 px at larger sizes (Hoogeboom et al. 2023)."""
-    condition_dropout: float = 0.1
-    """Share of samples whose condition is dropped, which makes guidance possible; [0, 1)."""
-    sampling_steps: int = 50
-    """Default number of sampling steps; 1 or more."""
-    guidance_scale: float = 3.0
-    """Default classifier-free guidance: 1 is none; 0 or more."""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "sampling_steps")
-        require_fraction(self, "condition_dropout")
-        require(self.guidance_scale >= 0, "DiffusionConfig.guidance_scale", self.guidance_scale, "must be 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
 class PriorConfig:
     """Diffusion prior: CLIP text to CLIP video embedding with a causal transformer (Ramesh et al. 2022, sec. 2.2)."""
 
@@ -193,6 +170,8 @@ class PriorConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "candidates")
+        learned = self.diffusion.learned_variance
+        require(learned == "none", "prior.diffusion.learned_variance", learned, "is for video stages; set it to none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,9 +327,21 @@ class SampleConfig:
     """Guidance of the decoder, 0 or more; None takes the recipe's."""
     prior_guidance: float | None = None
     """Guidance of the prior, 0 or more; None takes the recipe's."""
+    prior: SamplerConfig = field(default_factory=lambda: SamplerConfig(method="ddpm"))
+    """How the prior samples."""
+    decoder: SamplerConfig = field(default_factory=SamplerConfig)
+    """How the decoder samples."""
+    temporal_sr: SamplerConfig = field(default_factory=SamplerConfig)
+    """How temporal super-resolution samples."""
+    spatial_sr: SamplerConfig = field(default_factory=SamplerConfig)
+    """How spatial super-resolution samples."""
 
     def __post_init__(self) -> None:
         require_positive(self, "samples_per_prompt", "videos_at_once")
+        threshold = self.prior.dynamic_threshold
+        require(
+            threshold is None, "sample.prior.dynamic_threshold", threshold, "is of videos; embeddings have no range"
+        )
         for name in ("decoder_guidance", "prior_guidance"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"SampleConfig.{name}", value, "must be 0 or more, or None")
@@ -432,6 +423,10 @@ class Recipe:
                 f"data.min_frames={self.data.min_frames} guarantees; raise --data.min-frames "
                 "or set --data.short-clips pad",
             )
+        for stage in ("prior", "decoder", "temporal_sr", "spatial_sr"):
+            config = getattr(self, stage)
+            if config is not None:
+                getattr(self.sample, stage).check(f"sample.{stage}", config.diffusion)
         require(
             not self.clip.text.pretrained or self.data.tokenizer != "bpe",
             "clip.text.pretrained",

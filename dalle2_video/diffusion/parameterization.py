@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dalle2_video.config import Objective
 from dalle2_video.diffusion.schedule import alpha_sigma
+from dalle2_video.diffusion_config import Objective
 
 
 def _check(objective: str) -> None:

@@ -14,12 +14,14 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from dalle2_video.config import SpatialSrConfig, TemporalSrConfig
+from dalle2_video.config import SampleConfig, SpatialSrConfig, TemporalSrConfig
 from dalle2_video.data.draws import Draws
 from dalle2_video.data.keyed_random import key
 from dalle2_video.data.tokenizer import Tokenizer
-from dalle2_video.diffusion.samplers import guided, sample
+from dalle2_video.diffusion.guidance import ConditionalPredict
+from dalle2_video.diffusion.samplers import num_steps, sample_guided
 from dalle2_video.diffusion.schedule import add_noise, log_snr
+from dalle2_video.diffusion_config import SamplerConfig
 from dalle2_video.models.factory import TOKENIZER, Exported, load_export
 from dalle2_video.stages.frozen_clip import FrozenClip, TextCondition
 from dalle2_video.stages.prior import sample_embeddings
@@ -27,6 +29,8 @@ from dalle2_video.stages.spatial_sr import upsample
 from dalle2_video.stages.temporal_sr import repeat_frames
 
 OnStep = Callable[[str, int, int], None]
+DEFAULTS = SampleConfig()
+"""Samplers and guidance as the recipe has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,7 @@ class VideoPipeline:
         )
 
     def embed(
-        self, text: TextCondition, draws: Draws, *, guidance: float | None = None, on_step: OnStep | None = None
+        self, text: TextCondition, draws: Draws, options: SampleConfig = DEFAULTS, *, on_step: OnStep | None = None
     ) -> Tensor:
         """Sample unit-norm CLIP video embeddings (b, d): the best of `candidates` by dot product with the text's.
 
@@ -95,9 +99,10 @@ class VideoPipeline:
                 text,
                 config,
                 draws,
+                sampler=options.prior,
                 candidate=candidate,
-                guidance=guidance,
-                on_step=_reporter(on_step, "prior", config.diffusion.sampling_steps),
+                guidance=options.prior_guidance,
+                on_step=_reporter(on_step, "prior", num_steps(config.diffusion, options.prior)),
             )
             for candidate in range(config.candidates)
         ]
@@ -110,13 +115,12 @@ class VideoPipeline:
         text: TextCondition,
         embedding_bd: Tensor,
         draws: Draws,
+        options: SampleConfig = DEFAULTS,
         *,
-        guidance: float | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Sample low-rate videos (b, 3, t, s, s) in [-1, 1] from embeddings and texts."""
-        config = self.decoder.config
-        window = config.window
+        window = self.decoder.config.window
 
         def predict(noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
             return self.decoder.module(
@@ -128,17 +132,18 @@ class VideoPipeline:
                 embedding_bd=_for(noised, embedding_bd),
             )
 
-        return sample(
-            guided(predict, config.diffusion.guidance_scale if guidance is None else guidance),
-            draws.normal("decoder", (3, window.num_frames, window.size, window.size)),
-            config.diffusion,
-            config.diffusion.sampling_steps,
-            clip_x0=True,
-            on_step=_reporter(on_step, "decoder", config.diffusion.sampling_steps),
-        )
+        shape = (3, window.num_frames, window.size, window.size)
+        return _video(self.decoder, predict, shape, draws, options.decoder, options.decoder_guidance, on_step)
 
     def super_resolve(
-        self, stage: Exported, text: TextCondition, low: Tensor, draws: Draws, *, on_step: OnStep | None = None
+        self,
+        stage: Exported,
+        text: TextCondition,
+        low: Tensor,
+        draws: Draws,
+        options: SampleConfig = DEFAULTS,
+        *,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Run a super-resolution stage on videos (b, 3, t, s, s) in [-1, 1] that the stage before made."""
         config: TemporalSrConfig | SpatialSrConfig = stage.config
@@ -161,37 +166,53 @@ class VideoPipeline:
                 low_res_logsnr_b=_for(noised, logsnr_aug),
             )
 
-        return sample(
-            guided(predict, config.diffusion.guidance_scale),
-            draws.normal(stage.stage, tuple(given.shape[1:])),
-            config.diffusion,
-            config.diffusion.sampling_steps,
-            clip_x0=True,
-            on_step=_reporter(on_step, stage.stage, config.diffusion.sampling_steps),
-        )
+        return _video(stage, predict, tuple(given.shape[1:]), draws, getattr(options, stage.stage), None, on_step)
 
     @torch.no_grad()
     def generate(
         self,
         requests: list[Request],
+        options: SampleConfig = DEFAULTS,
         *,
-        prior_guidance: float | None = None,
-        decoder_guidance: float | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Return videos (b, t, h, w, 3) uint8 RGB, one a request.
 
+        options: samplers and guidance; its prompts and numbers are not read.
         on_step: called with (stage, step, steps) after each sampling step.
         """
         draws = Draws(0, torch.tensor([request.number for request in requests]), self.device)
         text = self.encode([request.prompt for request in requests])
-        embedding = self.embed(text, draws, guidance=prior_guidance, on_step=on_step)
-        video = self.decode(text, embedding, draws, guidance=decoder_guidance, on_step=on_step)
+        embedding = self.embed(text, draws, options, on_step=on_step)
+        video = self.decode(text, embedding, draws, options, on_step=on_step)
         for stage in (self.temporal_sr, self.spatial_sr):
             if stage is not None:
-                video = self.super_resolve(stage, text, video, draws, on_step=on_step)
+                video = self.super_resolve(stage, text, video, draws, options, on_step=on_step)
         levels = ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return rearrange(levels, "b c t h w -> b t h w c").cpu()
+
+
+def _video(
+    stage: Exported,
+    predict: ConditionalPredict,
+    shape: tuple[int, ...],
+    draws: Draws,
+    sampler: SamplerConfig,
+    guidance: float | None,
+    on_step: OnStep | None,
+) -> Tensor:
+    """Sample a stage's videos, (b, *shape)."""
+    diffusion = stage.config.diffusion
+    return sample_guided(
+        predict,
+        draws.normal(stage.stage, shape),
+        diffusion,
+        sampler,
+        lambda step: draws.normal(f"{stage.stage} step {step}", shape),
+        guidance=guidance,
+        clip_x0=True,
+        on_step=_reporter(on_step, stage.stage, num_steps(diffusion, sampler)),
+    )
 
 
 def _for(noised: Tensor, condition: Tensor) -> Tensor:

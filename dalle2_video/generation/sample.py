@@ -53,12 +53,7 @@ class SampleArray:
             on_progress((finished + step / steps) / total)
             finished += step == steps
 
-        videos = self._pipeline.generate(
-            mine,
-            prior_guidance=self.config.prior_guidance,
-            decoder_guidance=self.config.decoder_guidance,
-            on_step=on_step,
-        ).numpy()
+        videos = self._pipeline.generate(mine, self.config, on_step=on_step).numpy()
         published, made = [], []
         for offset, (request, video) in enumerate(zip(mine, videos, strict=True)):
             name = f"{first + offset:04d}.mp4"

@@ -14,6 +14,8 @@ from torch.nn import functional
 
 # Radians a unit of log SNR: from an eighth of a turn over the whole range [-15, 15] to a turn each unit.
 MIN_FREQUENCY, MAX_FREQUENCY = 0.025, 6.0
+# Less signal than this looks like none; a schedule with zero terminal SNR ends at -inf, which has no sine.
+MIN_LOGSNR = -15.0
 
 
 class LogSnrEmbedding(nn.Module):
@@ -26,9 +28,9 @@ class LogSnrEmbedding(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, logsnr_b: Tensor) -> Tensor:
-        """Embed (b,) float as (b, dim) in the precision of the weights."""
+        """Embed (b,) float, -inf too, as (b, dim) in the precision of the weights."""
         exponents = torch.linspace(0, 1, self.num_frequencies, dtype=torch.float32, device=logsnr_b.device)
         frequencies = MIN_FREQUENCY * torch.exp(exponents * math.log(MAX_FREQUENCY / MIN_FREQUENCY))
-        angles = logsnr_b.float()[:, None] * frequencies
+        angles = logsnr_b.float().clamp(min=MIN_LOGSNR)[:, None] * frequencies
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)
         return self.out(functional.silu(self.expand(waves.to(self.expand.weight.dtype))))

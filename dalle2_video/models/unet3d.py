@@ -93,8 +93,10 @@ class Unet3D(nn.Module):
         embedding_dim: int | None,
         text_dim: int,
         low_res: bool,
+        learned_variance: bool = False,
         activation_checkpointing: Checkpointing = "none",
     ) -> None:
+        """learned_variance: a head of its own says how sure the prediction is; see `diffusion.variance`."""
         super().__init__()
         self.config, self.low_res, self.embedding_dim = config, low_res, embedding_dim
         self.full, self.selective = activation_checkpointing == "full", activation_checkpointing != "none"
@@ -119,9 +121,21 @@ class Unet3D(nn.Module):
         self.up = nn.ModuleList([level_blocks(level, merges_skip=True) for level in levels])
         self.norm_out = nn.GroupNorm(GROUPS, channels[0])
         self.conv_out = ZeroConv2d(channels[0], 3, 3, padding=1)
+        # made last, so that all other weights are drawn as without it
+        self.variance_out = (
+            nn.Sequential(
+                nn.Conv2d(channels[0], channels[0], 3, padding=1), nn.SiLU(), ZeroConv2d(channels[0], 3, 3, padding=1)
+            )
+            if learned_variance
+            else None
+        )
 
     def _out(self, x_nchw: Tensor) -> Tensor:
-        return self.conv_out(functional.silu(self.norm_out(x_nchw)))
+        features = functional.silu(self.norm_out(x_nchw))
+        if self.variance_out is None:
+            return self.conv_out(features)
+        # detached: the head reads the trunk and cannot change it
+        return torch.cat([self.conv_out(features), self.variance_out(features.detach())], dim=1)
 
     def forward(
         self,
@@ -140,7 +154,8 @@ class Unet3D(nn.Module):
         noised_bcthw: (b, 3, t, h, w), any t, h and w multiples of 2^(levels - 1); logsnr_b: (b,); encodings_bld:
         (b, l, text_dim) with text_mask_bl (b, l) bool, True where a token stands; keep_b: (b,) bool, False drops text
         and embedding; embedding_bd: (b, embedding_dim), any scale; low_res_bcthw: conditioning video, already of the
-        output's size and noised to low_res_logsnr_b (b,), never dropped. Returns (b, 3, t, h, w) fp32.
+        output's size and noised to low_res_logsnr_b (b,), never dropped. Returns (b, 3, t, h, w) fp32; with
+        learned_variance (b, 6, t, h, w), the head's output after the prediction.
         Raises ValueError where a condition that the network was built with is missing, or one too many is given.
         """
         given = (embedding_bd is not None, low_res_bcthw is not None, low_res_logsnr_b is not None)

@@ -39,7 +39,7 @@ class DecoderStage:
         return self.inputs.samples(split, self.config.window, embeddings=self.inputs.embeddings)
 
     def loss(self, model: Model, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
-        """Squared error of the prediction."""
+        """Squared error of the prediction, and the loss of a learned variance."""
         text = self.clip.encode_text(batch["tokens"], batch["length"])
 
         def predict(noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ class DecoderStage:
                 embedding_bd=batch["embedding"],
             )
 
-        losses, _ = denoise(predict, to_float(batch["video"]), draws, self.config.diffusion, batch.get("valid"))
-        return losses.mean(), {}
+        found = denoise(predict, to_float(batch["video"]), draws, self.config.diffusion, batch.get("valid"))
+        return found.loss, found.metrics
 
     def export_files(self) -> dict[str, str]:
         """Config."""

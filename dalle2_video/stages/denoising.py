@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from dalle2_video.config import DiffusionConfig
 from dalle2_video.data.draws import Draws
 from dalle2_video.diffusion.loss import diffusion_loss
+from dalle2_video.diffusion.parameterization import to_x0
 from dalle2_video.diffusion.schedule import add_noise, log_snr
+from dalle2_video.diffusion.variance import head_loss, split_output
+from dalle2_video.diffusion.weights import loss_weight
+from dalle2_video.diffusion_config import DiffusionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """What came of one batch."""
+
+    loss: Tensor
+    """Mean over the batch, scalar fp32; what is minimised."""
+    prediction: Tensor
+    """The network's prediction of the objective, (b, ...)."""
+    metrics: dict[str, Tensor]
+    """The parts of the loss, scalars, where it has several: `mean_loss`, `variance_loss`."""
 
 
 def denoise(
@@ -18,15 +34,29 @@ def denoise(
     draws: Draws,
     config: DiffusionConfig,
     valid_b: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the per-sample loss (b,) and the network's prediction.
+) -> Denoised:
+    """Noise a batch at random times and compare what the network predicts.
 
-    predict: (noised, logsnr (b,), keep (b,) bool) to prediction; x0: (b, ...). The condition of a sample is
+    predict: (noised, logsnr (b,), keep (b,) bool) to the network's output; x0: (b, ...). The condition of a sample is
     dropped with probability config.condition_dropout (Ho & Salimans 2022). valid_b: (b,) real frames of each video; the
     loss leaves those behind them out.
     """
-    logsnr = log_snr(draws.uniform("time"), config)
+    time = draws.uniform("time")
+    logsnr = log_snr(time, config)
     noise = draws.normal("noise", tuple(x0.shape[1:]))
     keep = draws.keep("condition", config.condition_dropout)
-    prediction = predict(add_noise(x0, noise, logsnr), logsnr, keep)
-    return diffusion_loss(prediction, x0, noise, logsnr, config.objective, valid_b), prediction
+    noised = add_noise(x0, noise, logsnr)
+    prediction, raw = split_output(predict(noised, logsnr, keep), x0.shape[1])
+    losses = diffusion_loss(prediction, x0, noise, logsnr, config.objective, valid_b)
+    if config.loss_weight != "none":
+        losses = losses * loss_weight(logsnr, config)
+    loss = losses.mean()
+    if raw is None:
+        return Denoised(loss=loss, prediction=prediction, metrics={})
+    predicted_x0 = to_x0(config.objective, prediction.detach(), noised, logsnr)
+    of_head = head_loss(raw, predicted_x0, x0, time, config, valid_b).mean()
+    return Denoised(
+        loss=loss + config.variance_weight * of_head,
+        prediction=prediction,
+        metrics={"mean_loss": loss.detach(), "variance_loss": of_head.detach()},
+    )

@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor, nn
 
-from dalle2_video.config import PriorConfig
+from dalle2_video.config import PriorConfig, SampleConfig
 from dalle2_video.data.batches import WindowDataset
 from dalle2_video.data.draws import Draws
 from dalle2_video.data.store import Split
-from dalle2_video.diffusion.samplers import guided, sample
+from dalle2_video.diffusion.samplers import sample_guided
+from dalle2_video.diffusion_config import SamplerConfig
 from dalle2_video.models.factory import build, export_files
 from dalle2_video.stages.denoising import denoise
 from dalle2_video.stages.frozen_clip import FrozenClip, TextCondition
 from dalle2_video.stages.inputs import StageInputs
 from dalle2_video.stages.stage import Batch, Metrics, Model
 
+DEFAULT_SAMPLER = SampleConfig().prior
 JUDGED = 32
 """Clips of which a validation samples the embedding."""
 
@@ -55,8 +57,8 @@ class PriorStage:
         def predict(noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
             return model(noised, logsnr, text.embedding_bd, text.encodings_bld, text.mask_bl, keep)
 
-        losses, prediction = denoise(predict, x0, draws, self.config.diffusion)
-        return losses.mean(), {"cosine": F.cosine_similarity(prediction.float(), x0, dim=-1).mean()}
+        found = denoise(predict, x0, draws, self.config.diffusion)
+        return found.loss, {"cosine": F.cosine_similarity(found.prediction.float(), x0, dim=-1).mean()}
 
     def judged(self, num_clips: int) -> int:
         """A few clips: each costs the network as many calls as sampling has steps."""
@@ -101,28 +103,29 @@ def sample_embeddings(
     config: PriorConfig,
     draws: Draws,
     *,
+    sampler: SamplerConfig = DEFAULT_SAMPLER,
     candidate: int = 0,
     guidance: float | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Sample one unit-norm video embedding (b, d) for each text; candidate: which of several.
 
-    model: a Prior, or the engine of one; guidance: None takes the recipe's; on_step: told of each sampling step.
+    model: a Prior, or the engine of one; sampler: how; guidance: None takes the recipe's; on_step: told of each step.
     """
-    dim, steps = text.embedding_bd.shape[-1], config.diffusion.sampling_steps
+    dim = text.embedding_bd.shape[-1]
 
     def predict(noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
         times = len(noised) // len(text.embedding_bd)  # guidance repeats the batch
         conditions = (text.embedding_bd, text.encodings_bld, text.mask_bl)
         return model(noised, logsnr, *(repeat(of, "b ... -> (n b) ...", n=times) for of in conditions), keep)
 
-    found = sample(
-        guided(predict, config.diffusion.guidance_scale if guidance is None else guidance),
+    found = sample_guided(
+        predict,
         draws.normal(f"prior {candidate}", (dim,)),
         config.diffusion,
-        steps,
-        "ddpm",
+        sampler,
         lambda step: draws.normal(f"prior {candidate} step {step}", (dim,)),
+        guidance=guidance,
         clip_x0=False,
         on_step=on_step,
     )

@@ -34,7 +34,7 @@ class SpatialSrStage(SuperResolution):
         """Squared error of the prediction on a random crop."""
         low, high = self._crops(to_float(batch["low_video"]), to_float(batch["video"]), draws)
         low, logsnr = self.augment(low, draws)
-        return self.denoising_loss(model, batch, draws, high, upsample(low, self.config.crop_size), logsnr), {}
+        return self.denoising_loss(model, batch, draws, high, upsample(low, self.config.crop_size), logsnr)
 
     def _crops(self, low: Tensor, high: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Cut the same random square from the small and the large frames of each sample."""

@@ -17,7 +17,7 @@ from dalle2_video.models.factory import build, export_files
 from dalle2_video.stages.denoising import denoise
 from dalle2_video.stages.frozen_clip import FrozenClip
 from dalle2_video.stages.inputs import StageInputs
-from dalle2_video.stages.stage import Batch, Model
+from dalle2_video.stages.stage import Batch, Metrics, Model
 
 
 class SuperResolution:
@@ -41,8 +41,8 @@ class SuperResolution:
 
     def denoising_loss(
         self, model: Model, batch: Batch, draws: Draws, x0: Tensor, given: Tensor, augmentation_logsnr: Tensor
-    ) -> Tensor:
-        """Mean loss over the batch.
+    ) -> tuple[Tensor, Metrics]:
+        """Mean loss over the batch, and its parts where it has several.
 
         x0, given: (b, 3, t, h, w); `given` is noised to augmentation_logsnr (b,) and brought to the shape of x0.
         """
@@ -59,8 +59,8 @@ class SuperResolution:
                 low_res_logsnr_b=augmentation_logsnr,
             )
 
-        losses, _ = denoise(predict, x0, draws, self.config.diffusion, batch.get("valid"))
-        return losses.mean()
+        found = denoise(predict, x0, draws, self.config.diffusion, batch.get("valid"))
+        return found.loss, found.metrics
 
     def augment(self, low_bcthw: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Noise the given video to a random time in [0, max_augmentation]; return it and its log SNR (b,)."""

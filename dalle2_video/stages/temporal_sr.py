@@ -31,4 +31,4 @@ class TemporalSrStage(SuperResolution):
         video = to_float(batch["video"])
         low, logsnr = self.augment(video[:, :, :: self.config.factor], draws)
         given = repeat_frames(low, self.config.factor)
-        return self.denoising_loss(model, batch, draws, video, given, logsnr), {}
+        return self.denoising_loss(model, batch, draws, video, given, logsnr)

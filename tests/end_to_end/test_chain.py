@@ -12,6 +12,7 @@ import zarr
 from launching import Chain
 from PIL import Image
 
+from dalle2_video.config import SampleConfig
 from dalle2_video.data.store import Store
 from dalle2_video.generation.pipeline import Request, VideoPipeline
 from dalle2_video.generation.video_file import read_mp4
@@ -113,7 +114,8 @@ def test_a_video_depends_on_its_prompt_and_seed_and_on_nothing_else(chain: Chain
 def test_guidance_uses_the_dropped_condition(chain: Chain, sampled: Run) -> None:
     pipeline = VideoPipeline(exports_of(sampled, chain.home))
     requests = [Request(prompt=PROMPTS[0], seed=0), Request(prompt=PROMPTS[1], seed=0)]
-    unguided, guided = (pipeline.generate(requests, decoder_guidance=scale).numpy() for scale in (1.0, 6.0))
+    options = (SampleConfig(decoder_guidance=scale) for scale in (1.0, 6.0))
+    unguided, guided = (pipeline.generate(requests, option).numpy() for option in options)
     assert not np.array_equal(unguided, guided)
 
 

@@ -119,6 +119,7 @@ def test_a_stage_that_the_recipe_has_not_is_refused() -> None:
         ("clip", {"captions.choose": "joined", "captions.weights.light_color": 0.0, "captions.weights.action": 2.5}),
         ("evaluate", {"evaluate.split": "train", "evaluate.max_clips": 9, "captions.weights.emotion": 0.0, "seed": 2}),
         ("sample", {"sample.prompts": ("a red circle", 'it\'s "quoted"', "ü $x"), "sample.decoder_guidance": 2.5}),
+        ("sample", {"sample.decoder.steps": 12, "sample.decoder.method": "dpmpp", "sample.prior.variance": "large"}),
     ],
 )
 def test_the_printed_command_gives_the_same_recipe_again(stage: str, changes: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from dalle2_video.config import (
 )
 from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.data_config import DataConfig, WindowConfig
+from dalle2_video.diffusion_config import SamplerConfig
 from dalle2_video.runtime import RuntimeConfig
 from launch.arguments import load_recipe, recipe_names
 
@@ -117,6 +118,32 @@ def test_what_must_not_be_negative_says_so(make: Callable[..., Any], name: str) 
             for name in LEVEL_FLAGS
         ),
         (SampleConfig, {"prompts": ("a", " ")}, "sample.prompts=' ' must not be empty"),
+        (
+            SampleConfig,
+            {"prior": SamplerConfig(dynamic_threshold=0.9)},
+            "sample.prior.dynamic_threshold=0.9 is of videos",
+        ),
+        (
+            DiffusionConfig,
+            {"zero_terminal_snr": True, "objective": "eps"},
+            "DiffusionConfig.objective='eps' cannot give x0.*set objective to v or x0",
+        ),
+        (DiffusionConfig, {"loss_weight_gamma": 2.0}, "loss_weight_gamma=2.0 is read with loss_weight min_snr or p2"),
+        (DiffusionConfig, {"variance_steps": 50}, "variance_steps=50 is read with learned_variance range alone"),
+        (DiffusionConfig, {"variance_steps": 1}, "variance_steps=1 must be 2 or more"),
+        (
+            DiffusionConfig,
+            {"variance_weight": 2.0},
+            "variance_weight=2.0 is read with learned_variance range or residual",
+        ),
+        (SamplerConfig, {"steps": -1}, "SamplerConfig.steps=-1 must be 1 or more, or 0 for the recipe's"),
+        (SamplerConfig, {"eta": 1.5}, "SamplerConfig.eta=1.5 must lie in [0, 1]"),
+        (SamplerConfig, {"eta": 0.5, "method": "dpmpp"}, "SamplerConfig.eta=0.5 is of method ddim alone"),
+        (SamplerConfig, {"variance": "large"}, "SamplerConfig.variance='large' is of method ddpm alone"),
+        (SamplerConfig, {"guidance_rescale": 1.1}, "SamplerConfig.guidance_rescale=1.1 must lie in [0, 1]"),
+        (SamplerConfig, {"guidance_low": -1.0}, "SamplerConfig.guidance_low=-1.0 must be 0 or more, or None"),
+        (SamplerConfig, {"guidance_hold": 0.5}, "SamplerConfig.guidance_hold=0.5 is read with guidance_low alone"),
+        (SamplerConfig, {"dynamic_threshold": 0.0}, "SamplerConfig.dynamic_threshold=0.0 must lie in (0, 1]"),
     ],
 )
 def test_a_part_names_what_is_wrong_with_it(make: Callable[..., Any], values: dict[str, Any], message: str) -> None:
@@ -131,6 +158,12 @@ def test_a_part_names_what_is_wrong_with_it(make: Callable[..., Any], values: di
         ("clip.patch_size", 6, "ClipConfig.patch_size=6 must divide window.size=64"),
         ("clip.temporal.dim", 1536, "ClipConfig.temporal.dim=1536 must equal spatial.dim=768"),
         ("prior.candidates", 0, "PriorConfig.candidates=0 must be greater than 0"),
+        ("prior.diffusion.learned_variance", "range", "prior.diffusion.learned_variance='range' is for video stages"),
+        (
+            "sample.decoder",
+            SamplerConfig(method="ddpm", variance="learned"),
+            "sample.decoder.variance='learned' needs a stage trained with diffusion.learned_variance",
+        ),
         ("decoder.window.size", 60, "window.size=60 must be a multiple of 8 (dim_mults=(1, 2, 3, 4))"),
         ("decoder.window.size", 32, "decoder.window.size=32 is not one of.*--data.frame-sizes 32 64 256"),
         ("clip.window.stride", 9, "clip.window.num_frames=16 at stride 9 spans 136.*raise --data.min-frames"),
