@@ -27,6 +27,7 @@ CASES = {
         stage="decoder",
         dropout=0.1,
         mirror=True,
+        diffusion={"learned_variance": "range", "zero_terminal_snr": True},
         runtime={"micro_batch": 3, "activation_checkpointing": "full"} | SELDOM,
     ),
     "decoder-bf16": Case(stage="decoder", dropout=0.1, optim=BF16, runtime={"micro_batch": 3, "workers": 1}),
@@ -40,11 +41,12 @@ CASES = {
     "temporal_sr-bf16": Case(
         stage="temporal_sr",
         dropout=0.1,
+        diffusion={"learned_variance": "residual", "loss_weight": "min_snr"},
         optim=BF16,
         runtime={"micro_batch": 3, "activation_checkpointing": "selective"},
     ),
 }
-"""All five stages drop conditions (but CLIP, which has none) and activations; the store's clips are padded."""
+"""All five stages drop conditions (but CLIP, which has none) and activations; padded clips; two learn variances."""
 
 
 KEPT = {

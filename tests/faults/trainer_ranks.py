@@ -56,7 +56,7 @@ class Case:
     optim: dict[str, Any] = dataclasses.field(default_factory=dict)
     runtime: dict[str, Any] = dataclasses.field(default_factory=dict)
     dropout: float = 0.0
-    condition_dropout: float = 0.3
+    diffusion: dict[str, Any] = dataclasses.field(default_factory=dict)
     joined: bool = False
     mirror: bool = False
 
@@ -71,7 +71,7 @@ class Case:
                 window=LOW, patch_size=8, embed_dim=16, text=text, spatial=transformer, temporal=transformer,
                 optim=optim,
             )  # fmt: skip
-        diffusion = DiffusionConfig(condition_dropout=self.condition_dropout)
+        diffusion = DiffusionConfig(**{"condition_dropout": 0.3} | self.diffusion)
         if self.stage == "prior":
             return PriorConfig(transformer=transformer, diffusion=diffusion, optim=optim)
         unet = UnetConfig(
