@@ -148,6 +148,3 @@ def test_a_job_that_slurm_holds_since_nodes_cannot_start_it_is_submitted_anew_by
 def node(ours: Preprocessing, group: int) -> str:
     """Number of the node on which a group is within a task."""
     return ours.node_of(group).removeprefix("n")
-
-
-pytestmark = pytest.mark.slow  # failed on a busy machine, not yet understood: run with -m slow
