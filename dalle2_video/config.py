@@ -115,6 +115,9 @@ class ClipConfig:
     """Frames that the video encoder sees."""
     patch_size: int
     """Side of a square patch in pixels; divides window.size."""
+    tubelet_frames: int = 1
+    """Successive frames of a patch; divides window.num_frames. From 2 on a patch sees motion by itself (tubelets, Arnab
+    et al. 2021, sec. 3.2)."""
     embed_dim: int
     """Dimension of the shared embedding; greater than 0."""
     text: TextEncoderConfig
@@ -129,12 +132,18 @@ class ClipConfig:
     """Training schedule."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "patch_size", "embed_dim")
+        require_positive(self, "patch_size", "tubelet_frames", "embed_dim")
         require(
             self.window.size % self.patch_size == 0,
             "ClipConfig.patch_size",
             self.patch_size,
             f"must divide window.size={self.window.size}",
+        )
+        require(
+            self.window.num_frames % self.tubelet_frames == 0,
+            "ClipConfig.tubelet_frames",
+            self.tubelet_frames,
+            f"must divide window.num_frames={self.window.num_frames}",
         )
         require(
             self.spatial.dim == self.temporal.dim,

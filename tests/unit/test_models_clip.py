@@ -1,6 +1,7 @@
 """CLIP: what the encoders may depend on, and its temperature; losses over ranks are in test_models_contrastive."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,19 @@ def test_video_encoder_takes_other_lengths_but_no_other_size():
         assert torch.isfinite(encoder(torch.zeros(2, 3, frames, 8, 8))).all()
     with pytest.raises(ValueError, match="resize"):
         encoder(torch.zeros(1, 3, 4, 16, 16))
+
+
+def test_tubelets_see_motion_within_a_patch_and_take_whole_tubelets_alone():
+    torch.manual_seed(0)
+    encoder = VideoEncoder(replace(CONFIG, tubelet_frames=2)).eval()
+    video = torch.rand(1, 3, 4, 8, 8)
+    swapped = video[:, :, [1, 0, 2, 3]]
+    assert not torch.allclose(encoder(video), encoder(swapped))
+    assert torch.isfinite(encoder(torch.zeros(2, 3, 6, 8, 8))).all()
+    with pytest.raises(ValueError, match="tubelet_frames=2"):
+        encoder(torch.zeros(1, 3, 3, 8, 8))
+    with pytest.raises(ValueError, match="tubelet_frames"):
+        replace(CONFIG, tubelet_frames=3)
 
 
 def test_clip_embeddings_have_unit_norm_and_the_scale_is_bounded():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ _DIRECTION = re.compile(rf"\b({'|'.join(DIRECTIONS)})(?:wards?)?\b")
 _COLOUR_STREAM, _SHAPE_STREAM, _DIGIT_STREAM, _DIRECTION_STREAM, _PROMPT_STREAM = range(100, 105)
 
 Item = TypeVar("Item")
+Combinations = Literal["all", "trained", "held_out"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,18 @@ def balanced_facts(seed: int) -> Iterator[Facts]:
         thing = next(digits) if index % 3 == 2 else next(shapes)
         yield Facts(colour=next(colours), object=thing, direction=next(directions))
         index += 1
+
+
+def combined_facts(seed: int, combinations: Combinations) -> Iterator[Facts]:
+    """Yield those of `balanced_facts` whose colour and object belong to `combinations`."""
+    return (facts for facts in balanced_facts(seed) if combinations in ("all", combination_of(facts)))
+
+
+def combination_of(facts: Facts) -> Literal["trained", "held_out"]:
+    """Tell whether data of the trained combinations shows this object in this colour: each lacks one of six."""
+    assert facts.colour is not None and facts.object is not None
+    kind = SHAPES if facts.object in SHAPES else DIGITS
+    return "held_out" if (COLOURS.index(facts.colour) + kind.index(facts.object)) % len(COLOURS) == 0 else "trained"
 
 
 def _shuffled_rounds(items: Sequence[Item], seed: int, stream: int) -> Iterator[Item]:
@@ -171,7 +184,7 @@ def captions(facts: Facts, mood: Mood, rng: np.random.Generator) -> dict[str, li
     return result
 
 
-def prompts(count: int, seed: int) -> list[str]:
+def prompts(count: int, seed: int, combinations: Combinations = "all") -> list[str]:
     """Return `count` prompts, balanced over colours, directions, shapes and digits as the clips are.
 
     Raises ValueError unless count is 1 or more.
@@ -179,7 +192,7 @@ def prompts(count: int, seed: int) -> list[str]:
     if count < 1:
         raise ValueError(f"count={count}: ask for 1 prompt or more")
     rng = np.random.default_rng([seed, _PROMPT_STREAM])
-    facts = balanced_facts(seed)
+    facts = combined_facts(seed, combinations)
     result = []
     for _ in range(count):
         mood = Mood(

@@ -14,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 
-from tools.sample_data.captions import SHAPES, Facts, Mood, balanced_facts, captions
+from tools.sample_data.captions import SHAPES, Combinations, Facts, Mood, captions, combined_facts
 
 FRAME_SIZE = 512
 """Side of every clip in pixels: the least that CelebV-Text has."""
@@ -75,7 +75,7 @@ class Scene:
         }
 
 
-def plan(clips: int, seed: int) -> list[Scene]:
+def plan(clips: int, seed: int, combinations: Combinations = "all") -> list[Scene]:
     """Return the scenes of `clips` clips; a longer plan begins with the shorter one.
 
     Raises ValueError if clips < 1 or seed < 0.
@@ -84,7 +84,7 @@ def plan(clips: int, seed: int) -> list[Scene]:
         raise ValueError(f"--clips {clips}: ask for 1 clip or more")
     if seed < 0:
         raise ValueError(f"--seed {seed}: must be 0 or more")
-    return [_scene(index, facts, seed) for index, facts in enumerate(islice(balanced_facts(seed), clips))]
+    return [_scene(index, facts, seed) for index, facts in enumerate(islice(combined_facts(seed, combinations), clips))]
 
 
 def _scene(index: int, facts: Facts, seed: int) -> Scene:
