@@ -26,6 +26,9 @@ from dalle2_video.diffusion.posterior import log_variances
 from dalle2_video.diffusion.schedule import alpha_sigma, log_snr
 from dalle2_video.diffusion_config import DiffusionConfig, LearnedVariance
 
+RESIDUAL_SCALE = 0.01
+"""Of the loss of `residual`: AdamW does not care, and the common norm, by which all gradients are clipped, is then that
+of the mean. The bound's gradient is as small by itself."""
 SLOPE_LIMIT = 10.0
 """Root mean square over a sample of the loss's slope; a fitted head on Gaussian errors has 0.7 (range), 2.8 (residual)
 times the variance."""
@@ -89,7 +92,7 @@ def head_loss(
     """Loss of the variance head, one number a sample; no gradient reaches the prediction.
 
     raw, predicted_x0, x0: (b, c, ...) float; t_b: (b,) in [0, 1]; valid_b: as in `mean_of_samples`. range: the bound's
-    term of a step of 1 / config.variance_steps, in nats; residual: squared error. Returns (b,) fp32.
+    term of a step of 1 / config.variance_steps, in nats; residual: 0.01 of the squared error. Returns (b,) fp32.
     """
     logsnr_b = log_snr(t_b, config)
     x0, predicted_x0 = x0.float(), predicted_x0.detach().float().clamp(-1, 1)
@@ -97,7 +100,7 @@ def head_loss(
     if config.learned_variance == "residual":
         _, sigma = alpha_sigma(logsnr_b, x0.ndim)
         excess = residual(raw) - squared_error / sigma.square()
-        terms, slope = excess.square(), 2 * excess.detach()
+        terms, slope = RESIDUAL_SCALE * excess.square(), 2 * excess.detach()
     else:
         next_b, noisier_b = bound_step(t_b, config)
         log_variance = learned_log_variance(config.learned_variance, raw, logsnr_b, next_b, noisier_b)

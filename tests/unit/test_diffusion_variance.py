@@ -13,6 +13,7 @@ from dalle2_video.diffusion.posterior import log_variances, step_share
 from dalle2_video.diffusion.samplers import sample
 from dalle2_video.diffusion.schedule import add_noise, alpha_sigma, log_snr
 from dalle2_video.diffusion.variance import (
+    RESIDUAL_SCALE,
     SLOPE_LIMIT,
     bound_step,
     head_loss,
@@ -149,7 +150,7 @@ def test_a_sample_with_large_errors_is_scaled_down_by_itself_alone():
             small, large = log_variances(log_snr(t, config), after, noisier)
             steepest = 0.25 * (large - small)  # of the log variance in raw
         else:
-            steepest = torch.full((2,), 0.5 / math.log(2))
+            steepest = torch.full((2,), RESIDUAL_SCALE * 0.5 / math.log(2))
         size = (raw.grad[:, 0] * 64).square().mean(1).sqrt()
         assert (size <= SLOPE_LIMIT * steepest * (1 + 1e-4)).all()
         assert size[0] == pytest.approx(SLOPE_LIMIT * steepest[0].item(), rel=1e-3)

@@ -38,9 +38,12 @@ def cache() -> Path:
     return folder
 
 
-def peers_python() -> Path:
-    """Return the peers' Python, installing them on the first call. Raises PeersMissing."""
-    requirements = _HERE / "requirements.txt"
+def peers_python(requirements_file: str = "requirements.txt") -> Path:
+    """Return the peers' Python, installing them on the first call. Raises PeersMissing.
+
+    requirements_file: of this folder; each has an environment of its own.
+    """
+    requirements = _HERE / requirements_file
     key = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:10]
     environment = cache() / f"peers-{key}"
     if not environment.is_dir():
