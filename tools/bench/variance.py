@@ -15,8 +15,9 @@ X one of ours (range), residual, fixed_small, fixed_large (both of the setup `fi
                          seed by seed
     spikes_X             share of steps after the warm-up whose gradient norm is over 10 times the median (fixed, not
                          fixed_*); p99_over_median_X, max_over_median_X, non_finite_X (steps): of the same norms
-    mean_mse_X           squared error of the prediction; mean_difference_ours, _residual: largest relative difference
-                         from fixed; clipped_X: share of steps whose norm is beyond the limit
+    mean_mse_X           squared error of the prediction; mean_change_ours, _residual: relative change from fixed, seed
+                         by seed; unclipped_difference_ours, _residual: largest difference of a step's loss of the mean
+                         from fixed in a training without clipping; clipped_X: share of steps beyond the limit
     frechet_N_X          distance of samples of N steps from held-out windows, see `variance_measures.Appearance`;
                          frechet_real: of other held-out windows
     colour_N_X, direction_N_X   share of samples whose colour, direction is that of the window they are conditioned on
@@ -29,7 +30,9 @@ import hashlib
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +51,16 @@ from tools.bench import variance_report
 from tools.bench.peers import cache
 from tools.bench.timing import BenchArguments
 from tools.bench.variance_data import prepare
+from tools.bench.variance_judging import judge, judging_steps
 from tools.bench.variance_measures import PARTS, gradient_figures
-from tools.bench.variance_runs import SETUPS, TRAINED_STEPS, Amounts, Bench, judging_steps
+from tools.bench.variance_runs import INERT, SETUPS, TRAINED_STEPS, Amounts, Bench
 
 QUICK = Amounts(
     clips=48,
     clip_steps=5,
     dim=8,
     steps=26,
+    unclipped_steps=6,
     batch=4,
     bound_windows=4,
     bound_terms=8,
@@ -74,6 +79,7 @@ VARIANCES = {
     "full_bound": ("full_bound", "learned"),
 }  # fmt: skip
 """Name in the JSON to setup and the variance that its mean is judged with."""
+Work = Callable[[str, int, Path, Callable[[], None]], None]
 Kept = dict[tuple[str, int], dict[str, Any]]
 """What each setup and seed left."""
 
@@ -116,21 +122,28 @@ def carry_out(arguments: Arguments) -> Kept:
             store=store,
             on_progress=lambda share: bar.update(task, completed=int(100 * share)),
         )
-        bar.reset(task, total=sum(amounts.steps + judging_steps(name, amounts) for name, _ in jobs))
         bench = Bench(recipe, material, amounts)
+
+        def parts(name: str) -> dict[str, tuple[Work, int]]:
+            """Return what is done, how, and its length on the bar."""
+            found: dict[str, tuple[Work, int]] = {
+                "trained": (bench.train, amounts.steps),
+                "judged": (partial(judge, bench), judging_steps(name, amounts)),
+            }
+            return found | ({"unclipped": (bench.train_unclipped, amounts.unclipped_steps)} if name in INERT else {})
+
+        bar.reset(task, total=sum(length for name, _ in jobs for _, length in parts(name).values()))
         kept: Kept = {}
         for name, seed in jobs:
             bar.update(task, description=f"{name}, seed {seed}")
-            trained, judged = (runs / f"{name}-{seed}.{what}.json" for what in ("trained", "judged"))
-            for file, work, length in (
-                (trained, bench.train, amounts.steps),
-                (judged, bench.judge, judging_steps(name, amounts)),
-            ):
+            kept[name, seed] = {}
+            for what, (work, length) in parts(name).items():
+                file = runs / f"{name}-{seed}.{what}.json"
                 if file.is_file():
                     bar.advance(task, length)
                 else:
                     work(name, seed, runs, lambda: bar.advance(task))
-            kept[name, seed] = json.loads(trained.read_text()) | json.loads(judged.read_text())
+                kept[name, seed] |= json.loads(file.read_text())
     return kept
 
 
@@ -150,9 +163,13 @@ def figures(kept: Kept, seeds: int, warmup: int, limit: float) -> dict[str, floa
         put(f"clipped_{name}", [sum(norm > limit for norm in of_run) / len(of_run) for of_run in norms])
         put(f"mean_mse_{name}", [run["mean_mse"] for run in runs])
         if name in ("ours", "residual"):
-            fixed = [kept["fixed", seed]["mean_mse"] for seed in range(seeds)]
-            found[f"mean_difference_{name}"] = max(
-                abs(run["mean_mse"] / of_fixed - 1) for run, of_fixed in zip(runs, fixed, strict=True)
+            fixed = [kept["fixed", seed] for seed in range(seeds)]
+            pairs = list(zip(runs, fixed, strict=True))
+            put(f"mean_change_{name}", [run["mean_mse"] / of_fixed["mean_mse"] - 1 for run, of_fixed in pairs])
+            found[f"unclipped_difference_{name}"] = max(
+                abs(mine - theirs)
+                for run, of_fixed in pairs
+                for mine, theirs in zip(run["unclipped_mean_loss"], of_fixed["unclipped_mean_loss"], strict=True)
             )
     for name, (setup, variance) in VARIANCES.items():
         runs = [kept[setup, seed] for seed in range(seeds)]
@@ -163,8 +180,8 @@ def figures(kept: Kept, seeds: int, warmup: int, limit: float) -> dict[str, floa
             put(f"bpd_{of_steps}{name}", totals)
             if setup != "fixed":
                 large = [kept["fixed", seed]["bounds"][steps]["large"] for seed in range(seeds)]
-                pairs = zip(large, totals, strict=True)
-                put(f"gain_{of_steps}{name}", [sum(of_large[key] for key in PARTS) - mine for of_large, mine in pairs])
+                gains = [sum(of[key] for key in PARTS) - mine for of, mine in zip(large, totals, strict=True)]
+                put(f"gain_{of_steps}{name}", gains)
             if not of_steps:
                 put(f"bpd_t0_{name}", [part["last"] for part in parts])
                 put(f"bpd_kl_{name}", [part["steps"] for part in parts])
@@ -253,8 +270,12 @@ def main(arguments: Arguments) -> None:
             table.add_row(*row)
         console.print(table)
     for name in ("ours", "residual"):
-        console.print(f"largest relative difference of the mean's error from fixed, {name}: "
-                      f"{found[f'mean_difference_{name}']:.2e}")  # fmt: skip
+        console.print(
+            f"{name}: error of the mean against fixed {found[f'mean_change_{name}']:+.2%} ± "
+            f"{found[f'mean_change_{name}_sd']:.2%}; without clipping the losses of the mean differ by at most "
+            f"{found[f'unclipped_difference_{name}']:g}",
+            highlight=False,
+        )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     if arguments.report is not None or arguments.png is not None:
