@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from launching import REPOSITORY, Chain
+from report_registry import Made, make_registry
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,9 @@ def chain(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     for stage in ("preprocess", "clip", "embed", "prior", "decoder", "temporal_sr"):
         made.run(stage)
     return made
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A registry with all that the report shows: read only, copy it to change it."""
+    return make_registry(tmp_path_factory.mktemp("reported") / "home")

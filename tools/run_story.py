@@ -77,7 +77,7 @@ def story(run: Run, standing: Standing, slurm: SlurmWords, *, now: float) -> lis
         kinds = Counter("silent" if attempt.end is None else attempt.end["kind"] for attempt in earlier)
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         sentences.append(f"{len(earlier)} earlier attempts: {told}.")
-    lost = steps_lost(*_steps(run, attempts, events))
+    lost = steps_lost(*step_bounds(run, attempts, events))
     for attempt in attempts[len(earlier) :]:
         sentences.append(_attempt(attempt, commits, standing, slurm, lost.get(attempt.number, 0), now=now))
         sentences += _events([event for event in events if event["attempt"] == attempt.number], now=now)
@@ -113,7 +113,7 @@ def steps_lost(starts: dict[int, int], reached: dict[int, int]) -> dict[int, int
     return lost
 
 
-def _steps(
+def step_bounds(
     run: Run, attempts: Sequence[AttemptRecord], events: Sequence[dict[str, Any]]
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Return the step that each attempt began after, and the last that it did, where these are known."""

@@ -24,16 +24,16 @@ DIGEST_LENGTH = 10
 def show(console: Console, registry: Registry, run: Run) -> int:
     """Print the tree of a run's ancestors and descendants."""
     runs = {one.id: one for one in registry.runs()}
-    related = _related(runs, run.id)
+    family = related(runs, run.id)
     children: dict[str, list[str]] = defaultdict(list)
-    for one in related:
-        for parent in _direct(runs, one):
+    for one in family:
+        for parent in direct(runs, one):
             children[parent].append(one)
-    roots = [one for one in related if not runs[one].spec.parents] if related else []
+    roots = [one for one in family if not runs[one].spec.parents] if family else []
     # A parent that was removed still is where its child comes from.
-    roots += sorted({parent for one in related for parent in _direct(runs, one) if parent not in runs})
-    known = [runs[one] for one in related]
-    standings = dict(zip(related, run_state.standings(known), strict=True))
+    roots += sorted({parent for one in family for parent in direct(runs, one) if parent not in runs})
+    known = [runs[one] for one in family]
+    standings = dict(zip(family, run_state.standings(known), strict=True))
     shown: set[str] = set()
 
     def add(tree: Tree, one: str) -> None:
@@ -55,7 +55,7 @@ def show(console: Console, registry: Registry, run: Run) -> int:
     return 0
 
 
-def _related(runs: dict[str, Run], asked: str) -> list[str]:
+def related(runs: dict[str, Run], asked: str) -> list[str]:
     """Return the run with its ancestors and descendants, by id."""
     above = _ancestors(runs, asked)
     return [one for one in runs if one == asked or one in above or asked in _ancestors(runs, one)]
@@ -72,7 +72,7 @@ def _ancestors(runs: dict[str, Run], one: str) -> set[str]:
     return found
 
 
-def _direct(runs: dict[str, Run], one: str) -> set[str]:
+def direct(runs: dict[str, Run], one: str) -> set[str]:
     """Return the parents that no other parent was made from."""
     parents = {parent.id for parent in runs[one].spec.parents.values()}
     return parents - {older for parent in parents for older in _ancestors(runs, parent)}

@@ -208,6 +208,7 @@ def test_one_file_links_and_renames_and_one_more_fsyncs() -> None:
         "slurm.planned_job",
         "tools.runs",
         "tools.doctor",
+        "tools.report",
         "tools.verify_store",
         "experiments.recipes.tiny",
     ],

@@ -1,0 +1,52 @@
+"""Generated clips, as a page can hold them: each file whole, as base64, with what is on record of how it was made.
+
+`samples.json` names the files; whatever it names, only videos and pictures that lie in the samples' folder are read.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import files
+
+SAMPLES = "samples.json"
+MOST_BYTES = 16 << 20
+TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif", ".webp": "image/webp", ".png": "image/png"}
+_NOT_FACTS = ("file", "prompt", "sha256")
+
+
+def clips(folder: Path, most: int) -> dict[str, Any] | None:
+    """Return the first `most` clips of a samples folder and how many there are; None where there is no list of them.
+
+    A clip that cannot be shown is there with the reason as `missing`. Raises ValueError where the list is damaged.
+    """
+    entries = files.read_json(folder / SAMPLES)
+    if entries is None:
+        return None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{folder / SAMPLES} is not a list of clips; launch the sampling again after removing it")
+    return {"of": len(entries), "shown": [_clip(folder, entry) for entry in entries[:most]]}
+
+
+def _clip(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    name = str(entry.get("file", ""))
+    facts = {
+        key: value for key, value in entry.items() if key not in _NOT_FACTS and isinstance(value, (str, int, float))
+    }
+    found: dict[str, Any] = {"file": name, "prompt": str(entry.get("prompt", "")), "facts": facts}
+    path = folder / name
+    kind = TYPES.get(path.suffix.lower())
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return found | {"missing": "the file is not in the samples' folder"}
+    if kind is None:
+        return found | {"missing": f"a {path.suffix or 'file without suffix'} is not shown here"}
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            return found | {"missing": f"{size / 2**20:.0f} MiB are more than a page should hold; see {path}"}
+        return found | {"type": kind, "data": base64.b64encode(path.read_bytes()).decode()}
+    except OSError as error:
+        return found | {"missing": f"it cannot be read ({error.strerror})"}
