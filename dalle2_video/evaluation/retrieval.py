@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dalle2_video.data import keyed_random
+from dalle2_video.evaluation.intervals import RESAMPLES, Figure, interval, numbered, resampled
 
 TIE = 1e-5
 """Cosines that differ by no more are a tie: embeddings of one text at two places of a batch differ by rounding."""
 TOP = (1, 5, 10)
-CONFIDENCE = 0.95
-RESAMPLES = 1000
 QUERIES_AT_ONCE = 128
 """Rows of the similarity matrix that are there at once, so that memory grows with n and not with its square."""
 
@@ -77,15 +75,6 @@ def _directions(vectors_nd: np.ndarray, kind: str) -> np.ndarray:
     return vectors
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A measured number and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def figures(found: Places, groups: np.ndarray, seed: int, *, resamples: int = RESAMPLES) -> dict[str, Figure]:
     """Return top1, top5 and top10, in [0, 1], mean_rank and median_rank with percentile bootstrap intervals.
 
@@ -98,27 +87,16 @@ def figures(found: Places, groups: np.ndarray, seed: int, *, resamples: int = RE
     order = np.argsort(found.ranks(), kind="stable")  # for medians
     columns_kn = np.stack([*(found.hits(k) for k in TOP), found.ranks()])[:, order]
     ranks = columns_kn[-1]
-    _, group_of = np.unique(groups, return_inverse=True)
-    group_of = group_of.reshape(n)[order]
-    size = int(group_of.max()) + 1
 
     def measured(weights: np.ndarray) -> np.ndarray:
         # Not by a matrix product, whose last bits depend on the number of threads.
         means = (columns_kn * weights).sum(axis=1) / weights.sum()
         return np.append(means, _weighted_median(ranks, weights))
 
-    drawn = np.empty((resamples, len(columns_kn) + 1))
-    for number in range(resamples):
-        picks = keyed_random.integers(seed, "bootstrap", number * size + np.arange(size), size)
-        drawn[number] = measured(np.bincount(picks, minlength=size)[group_of])
-    tail = (1 - CONFIDENCE) / 2
-    lows, highs = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    drawn = np.stack([measured(weights[order]) for weights in resampled(numbered(groups), seed, resamples)])
     names = [*(f"top{k}" for k in TOP), "mean_rank", "median_rank"]
     values = measured(np.ones(n, np.int64))
-    return {
-        name: Figure(value=float(value), low=float(low), high=float(high))
-        for name, value, low, high in zip(names, values, lows, highs, strict=True)
-    }
+    return {name: interval(value, of_name) for name, value, of_name in zip(names, values, drawn.T, strict=True)}
 
 
 def _weighted_median(ascending: np.ndarray, weights: np.ndarray) -> float:

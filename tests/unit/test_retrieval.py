@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dalle2_video.data import keyed_random
 from dalle2_video.evaluation import retrieval
 from dalle2_video.evaluation.retrieval import Places, figures, places
 
@@ -103,7 +104,7 @@ def test_intervals_are_those_of_resampling_by_hand_and_follow_from_the_seed() ->
     names, which = np.unique(persons, return_inverse=True)
     drawn = []
     for number in range(200):
-        picks = retrieval.keyed_random.integers(5, "bootstrap", number * len(names) + np.arange(len(names)), len(names))
+        picks = keyed_random.integers(5, "bootstrap", number * len(names) + np.arange(len(names)), len(names))
         clips = np.concatenate([np.flatnonzero(which == pick) for pick in picks])
         drawn.append([found.hits(1)[clips].mean(), found.ranks()[clips].mean(), np.median(found.ranks()[clips])])
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
