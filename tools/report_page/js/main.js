@@ -11,10 +11,11 @@ async function view(hash) {
 
 async function draw({ keepPlace }) {
   const turn = ++drawing;
+  const { hash } = location;
   const main = document.getElementById("main");
   let parts;
   try {
-    parts = await view(location.hash);
+    parts = await view(hash);
   } catch (error) {
     parts = [el("h1", {}, "This part of the report cannot be shown"), el("p", {}, String(error))];
     console.error(error);
@@ -23,6 +24,7 @@ async function draw({ keepPlace }) {
   const [focused, top] = [document.activeElement?.id, window.scrollY];
   header();
   main.replaceChildren(...parts);
+  main.dataset.view = hash;
   document.title = `${main.querySelector("h1")?.textContent ?? ""} - ${state.index.title}`;
   if (keepPlace) {
     window.scrollTo(0, top);
