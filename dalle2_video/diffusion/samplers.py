@@ -157,9 +157,16 @@ def sample_guided(
 
     guidance None takes `config.guidance_scale`.
     """
-    scale = config.guidance_scale if guidance is None else guidance
-    predict = guided(model_fn, guidance_scales(scale, num_steps(config, sampler), sampler), sampler.guidance_rescale)
+    predict = guided_predict(model_fn, config, sampler, guidance)
     return sample(predict, noise, config, sampler, noise_at, clip_x0=clip_x0, on_step=on_step)
+
+
+def guided_predict(
+    model_fn: ConditionalPredict, config: DiffusionConfig, sampler: SamplerConfig, guidance: float | None = None
+) -> Predict:
+    """Return what `sample` calls once a step, with classifier-free guidance; arguments as in `sample_guided`."""
+    scale = config.guidance_scale if guidance is None else guidance
+    return guided(model_fn, guidance_scales(scale, num_steps(config, sampler), sampler), sampler.guidance_rescale)
 
 
 def num_steps(config: DiffusionConfig, sampler: SamplerConfig) -> int:
