@@ -16,16 +16,38 @@ from dalle2_video.config import ClipConfig
 from dalle2_video.models.attention import Transformer
 from dalle2_video.runtime import Checkpointing
 
+STEM_GROUPS = 4
+
+
+class Stem(nn.Sequential):
+    """Two 3x3x3 convolutions with norms and GELU that halve height and width and double the channels.
+
+    Early convolutions instead of a linear map of patches (Xiao et al. 2021, sec. 3); in time too, so that motion is
+    seen before frames are summed up.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            nn.Conv3d(3, channels, 3, padding=1),
+            nn.GroupNorm(STEM_GROUPS, channels),
+            nn.GELU(),
+            nn.Conv3d(channels, 2 * channels, 3, stride=(1, 2, 2), padding=1),
+            nn.GroupNorm(STEM_GROUPS, 2 * channels),
+            nn.GELU(),
+        )
+
 
 class VideoEncoder(nn.Module):
     """Video to one embedding."""
 
     def __init__(self, config: ClipConfig, *, activation_checkpointing: Checkpointing = "none") -> None:
         super().__init__()
-        dim, self.patch_size, self.size = config.spatial.dim, config.patch_size, config.window.size
-        self.tubelet_frames = config.tubelet_frames
+        dim, self.size, self.tubelet_frames = config.spatial.dim, config.window.size, config.tubelet_frames
+        self.stem = Stem(config.stem_channels) if config.stem_channels else None
+        channels = 2 * config.stem_channels if config.stem_channels else 3
+        self.patch_size = config.patch_size // 2 if config.stem_channels else config.patch_size
         num_patches = (config.window.size // config.patch_size) ** 2
-        self.patch = nn.Linear(3 * config.tubelet_frames * config.patch_size**2, dim)
+        self.patch = nn.Linear(channels * config.tubelet_frames * self.patch_size**2, dim)
         self.frame_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.space_position = nn.Parameter(torch.randn(1 + num_patches, dim) * 0.02)
         self.spatial = Transformer(config.spatial, activation_checkpointing=activation_checkpointing)
@@ -45,8 +67,9 @@ class VideoEncoder(nn.Module):
             raise ValueError(f"video of {size} pixels, but clip.window.size={self.size}; resize it first")
         if num_frames % self.tubelet_frames:
             raise ValueError(f"{num_frames} frames, but clip.tubelet_frames={self.tubelet_frames} must divide them")
+        video_bcthw = video_bcthw.to(self.patch.weight.dtype)
         patches = rearrange(
-            video_bcthw.to(self.patch.weight.dtype),
+            video_bcthw if self.stem is None else self.stem(video_bcthw),
             "b c (t f) (h p) (w q) -> (b t) (h w) (c f p q)",
             f=self.tubelet_frames,
             p=self.patch_size,

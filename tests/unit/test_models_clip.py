@@ -119,6 +119,18 @@ def test_tubelets_see_motion_within_a_patch_and_take_whole_tubelets_alone():
         replace(CONFIG, tubelet_frames=3)
 
 
+def test_a_stem_sees_the_order_of_frames_and_bad_stems_are_refused():
+    torch.manual_seed(0)
+    encoder = VideoEncoder(replace(CONFIG, stem_channels=4)).eval()
+    video = torch.rand(1, 3, 4, 8, 8)
+    assert encoder(video).shape == (1, 12)
+    assert not torch.allclose(encoder(video), encoder(video.flip(2)))
+    assert torch.isfinite(encoder(torch.zeros(2, 3, 7, 8, 8))).all()
+    for changes in ({"stem_channels": 6}, {"stem_channels": 4, "patch_size": 1}):
+        with pytest.raises(ValueError, match="stem_channels"):
+            replace(CONFIG, **changes)
+
+
 def test_clip_embeddings_have_unit_norm_and_the_scale_is_bounded():
     model = clip()
     video_bd, text_bd, scale = model(*clip_batch())
