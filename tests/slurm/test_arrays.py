@@ -115,7 +115,7 @@ def test_of_an_array_whose_jobs_are_told_requeued_and_lose_their_node_only_what_
         cluster.sandbox("node-up", lost)
     # Within a task, whose work until then is lost, not after it: notice is short.
     left_s = (ours.run.attempt(told.number).end or {})["time"]
-    assert (ours.run.folder / "tasks" / f"{task_at_hand:05d}.json").stat().st_mtime > left_s
+    assert ours.run.task_file(task_at_hand).stat().st_mtime > left_s
     assert ours.ends(0)[-1] == ours.ends(1)[-1] == ours.ends(2)[-1] == "done"
     assert "error" not in ours.ends(0) + ours.ends(1) + ours.ends(2)
     assert all(path.stat().st_mtime_ns == changed for path, changed in done.items()), "a finished task was done again"
