@@ -1,7 +1,7 @@
-"""Embedding of log SNR, the networks' only notion of diffusion time.
+"""Embedding of log SNR, the networks' only notion of diffusion time, and of the frame rate.
 
 Sinusoids in fp32 (bf16 could not tell neighbouring steps apart), then two layers in the weights' precision. Used by the
-prior, and by the U-Nets for their own noise level and for that of a conditioning video.
+prior, and by the U-Nets for their own noise level, for that of a conditioning video and for its rate.
 """
 
 from __future__ import annotations
@@ -34,3 +34,11 @@ class LogSnrEmbedding(nn.Module):
         angles = logsnr_b.float().clamp(min=MIN_LOGSNR)[:, None] * frequencies
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)
         return self.out(functional.silu(self.expand(waves.to(self.expand.weight.dtype))))
+
+
+class FpsEmbedding(LogSnrEmbedding):
+    """Frames a second to a vector, as `LogSnrEmbedding`: twice the rate is as far from a rate as half of it."""
+
+    def forward(self, fps_b: Tensor) -> Tensor:
+        """Embed (b,) float, 0 or more, as (b, dim); 0 is a frame of its own, without a rate."""
+        return super().forward(2 * torch.log2(fps_b.float()))

@@ -2,8 +2,10 @@
 
 Conditions: log SNR; the CLIP embedding, both added to it and as extra tokens of the cross-attention (Ramesh et al.
 2022, sec. 2.1); the text encodings, as tokens and pooled (Saharia et al. 2022, sec. 2.3); for super-resolution a noised
-video on extra input channels with its own log SNR (Ho et al. 2022b, "Imagen Video", sec. 2.4). Invariant: a sample
-whose `keep` is False does not depend on its embedding and text, and nothing depends on padded text.
+video on extra input channels with its own log SNR (Ho et al. 2022b, "Imagen Video", sec. 2.4); the frame rate, where
+several were trained on. Images may come along, each a sample of its own (Ho et al. 2022, sec. 3, joint training).
+Invariant: a sample whose `keep` is False does not depend on its embedding and text, nothing depends on padded text, and
+no image on a video or another image, nor a video on an image.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch.nn import functional
 
 from dalle2_video.config import UnetConfig
 from dalle2_video.models import recompute
-from dalle2_video.models.time_embedding import LogSnrEmbedding
+from dalle2_video.models.time_embedding import FpsEmbedding, LogSnrEmbedding
 from dalle2_video.models.unet_blocks import GROUPS, Block, Downsample, Upsample, ZeroConv2d
 from dalle2_video.runtime import Checkpointing
 
@@ -25,10 +27,13 @@ EMBEDDING_TOKENS = 4
 class Conditioning(nn.Module):
     """Turns all conditions into a vector (for the residual blocks) and a row of tokens (for the cross-attention)."""
 
-    def __init__(self, dim: int, embedding_dim: int | None, text_dim: int, *, low_res: bool, tokens: bool) -> None:
+    def __init__(
+        self, dim: int, embedding_dim: int | None, text_dim: int, *, low_res: bool, tokens: bool, fps: bool
+    ) -> None:
         super().__init__()
         self.time = LogSnrEmbedding(dim)
         self.low_res_time = LogSnrEmbedding(dim) if low_res else None
+        self.fps = FpsEmbedding(dim) if fps else None
         self.pooled_text = nn.Linear(text_dim, dim)
         self.null_pooled_text = nn.Parameter(torch.randn(dim) * 0.02)
         self.text_tokens = nn.Linear(text_dim, dim) if tokens else None
@@ -53,6 +58,7 @@ class Conditioning(nn.Module):
         keep_b: Tensor,
         embedding_bd: Tensor | None,
         low_res_logsnr_b: Tensor | None,
+        fps_b: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the vector (b, dim), the tokens (b, m, dim) and their mask (b, m) bool; arguments as in Unet3D."""
         dtype = self.pooled_text.weight.dtype
@@ -65,6 +71,9 @@ class Conditioning(nn.Module):
         if self.low_res_time is not None:
             assert low_res_logsnr_b is not None
             vector = vector + self.low_res_time(low_res_logsnr_b)
+        if self.fps is not None:
+            assert fps_b is not None
+            vector = vector + self.fps(fps_b)
         tokens, visible = [], []
         if self.text_tokens is not None and self.null_text_token is not None:
             null = self.null_text_token.expand(batch, -1, -1)
@@ -93,17 +102,20 @@ class Unet3D(nn.Module):
         embedding_dim: int | None,
         text_dim: int,
         low_res: bool,
+        fps: bool = False,
         learned_variance: bool = False,
         activation_checkpointing: Checkpointing = "none",
     ) -> None:
-        """learned_variance: a head of its own says how sure the prediction is; see `diffusion.variance`."""
+        """fps: the frame rate is a condition; learned_variance: a head of its own says how sure the prediction is; see
+        `diffusion.variance`.
+        """
         super().__init__()
-        self.config, self.low_res, self.embedding_dim = config, low_res, embedding_dim
+        self.config, self.low_res, self.embedding_dim, self.fps = config, low_res, embedding_dim, fps
         self.full, self.selective = activation_checkpointing == "full", activation_checkpointing != "none"
         condition_dim = 4 * config.dim
         channels = [config.dim * mult for mult in config.dim_mults]
         self.conditioning = Conditioning(
-            condition_dim, embedding_dim, text_dim, low_res=low_res, tokens=any(config.cross_attention)
+            condition_dim, embedding_dim, text_dim, low_res=low_res, tokens=any(config.cross_attention), fps=fps
         )
         self.conv_in = nn.Conv2d(6 if low_res else 3, channels[0], 3, padding=1)
 
@@ -148,43 +160,58 @@ class Unet3D(nn.Module):
         embedding_bd: Tensor | None = None,
         low_res_bcthw: Tensor | None = None,
         low_res_logsnr_b: Tensor | None = None,
-    ) -> Tensor:
+        fps_b: Tensor | None = None,
+        images_nchw: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Predict the objective's target.
 
         noised_bcthw: (b, 3, t, h, w), any t, h and w multiples of 2^(levels - 1); logsnr_b: (b,); encodings_bld:
         (b, l, text_dim) with text_mask_bl (b, l) bool, True where a token stands; keep_b: (b,) bool, False drops text
         and embedding; embedding_bd: (b, embedding_dim), any scale; low_res_bcthw: conditioning video, already of the
-        output's size and noised to low_res_logsnr_b (b,), never dropped. Returns (b, 3, t, h, w) fp32; with
-        learned_variance (b, 6, t, h, w), the head's output after the prediction.
+        output's size and noised to low_res_logsnr_b (b,), never dropped; fps_b: (b,) frames a second, never dropped.
+        Returns (b, 3, t, h, w) fp32; with learned_variance (b, 6, t, h, w), the head's output after the prediction.
+        images_nchw: (n, 3, h, w) noised images, each a video of one frame. Conditions then have b + n rows, those
+        of images last, with fps_b 0, and predictions (n, 3 or 6, h, w) are returned beside. Not with low_res_bcthw.
         Raises ValueError where a condition that the network was built with is missing, or one too many is given.
         """
-        given = (embedding_bd is not None, low_res_bcthw is not None, low_res_logsnr_b is not None)
-        if given != (self.embedding_dim is not None, self.low_res, self.low_res):
+        given = (embedding_bd, low_res_bcthw, low_res_logsnr_b, fps_b)
+        there = tuple(condition is not None for condition in given)
+        if there != (self.embedding_dim is not None, self.low_res, self.low_res, self.fps):
             raise ValueError(
-                f"Unet3D built with embedding_dim={self.embedding_dim}, low_res={self.low_res} got (embedding_bd, "
-                f"low_res_bcthw, low_res_logsnr_b) given={given}; pass exactly the conditions it was built with"
+                f"Unet3D built with embedding_dim={self.embedding_dim}, low_res={self.low_res}, fps={self.fps} got "
+                f"(embedding_bd, low_res_bcthw, low_res_logsnr_b, fps_b) given={there}; pass exactly the conditions it "
+                "was built with"
+            )
+        if images_nchw is not None and self.low_res:
+            raise ValueError(
+                "Unet3D built with low_res=True takes no images_nchw: they have no video of lower resolution"
             )
         self.config.check_size(noised_bcthw.shape[-2])
         self.config.check_size(noised_bcthw.shape[-1])
         condition, context, mask = self.conditioning(
-            logsnr_b, encodings_bld, text_mask_bl, keep_b, embedding_bd, low_res_logsnr_b
+            logsnr_b, encodings_bld, text_mask_bl, keep_b, embedding_bd, low_res_logsnr_b, fps_b
         )
         video = noised_bcthw if low_res_bcthw is None else torch.cat([noised_bcthw, low_res_bcthw], dim=1)
-        frames = rearrange(video.to(self.conv_in.weight.dtype), "b c t h w -> (b t) c h w")
+        frames, images = rearrange(video.to(self.conv_in.weight.dtype), "b c t h w -> (b t) c h w"), 0
+        if images_nchw is not None:
+            frames, images = torch.cat([frames, images_nchw.to(frames.dtype)]), len(images_nchw)
         x = self.conv_in(frames.contiguous(memory_format=torch.channels_last))
         skips = []
         for blocks, downsample in zip(self.down, self.downsample, strict=True):
             assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
-                x = recompute.block(self.full, block, x, condition, context, mask)
+                x = recompute.block(self.full, block, x, condition, context, mask, images=images)
                 skips.append(x)
             x = downsample(x)
         for block in self.middle:
-            x = recompute.block(self.full, block, x, condition, context, mask)
+            x = recompute.block(self.full, block, x, condition, context, mask, images=images)
         for blocks, upsample in zip(reversed(self.up), reversed(self.upsample), strict=True):
             assert isinstance(blocks, nn.ModuleList)
             x = upsample(x)
             for block in blocks:
-                x = recompute.block(self.full, block, x, condition, context, mask, skips.pop())
+                x = recompute.block(self.full, block, x, condition, context, mask, skips.pop(), images=images)
         x = recompute.segment(self.selective, self._out, x)
+        if images:
+            predicted = x[-images:].float()
+            return rearrange(x[:-images], "(b t) c h w -> b c t h w", b=len(noised_bcthw)).float(), predicted
         return rearrange(x, "(b t) c h w -> b c t h w", b=len(noised_bcthw)).float()

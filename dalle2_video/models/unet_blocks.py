@@ -7,6 +7,9 @@ by a view, without a copy. Every residual branch ends in a layer that starts at 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -175,11 +178,19 @@ class Block(nn.Module):
         context_bmd: Tensor | None,
         mask_bm: Tensor | None,
         skip_nchw: Tensor | None = None,
+        *,
+        images: int = 0,
     ) -> Tensor:
-        """Map (b * t, c, h, w) to the same shape; condition, context and mask as in the parts; skip like x."""
-        batch = len(condition_bd)
+        """Map (b * t, c, h, w) to the same shape; condition, context and mask as in the parts; skip like x.
+
+        images: the last so many frames are images and not of a video, (b * t + images, c, h, w); the last rows of
+        condition, context and mask are theirs, (b + images, ...).
+        """
         if self.merge is not None:
             x_nchw = x_nchw + self.merge(skip_nchw)
+        if images:
+            return self._with_images(x_nchw, condition_bd, context_bmd, mask_bm, images)
+        batch = len(condition_bd)
         x_nchw = self.residual(x_nchw, condition_bd)
         if self.temporal_convolution is not None:
             x_nchw = self.temporal_convolution(x_nchw, batch)
@@ -190,6 +201,35 @@ class Block(nn.Module):
             x_nchw = self.cross(x_nchw, context_bmd, mask_bm)
         if self.temporal is not None:
             x_nchw = self.temporal(x_nchw, batch)
+        return x_nchw
+
+    def _with_images(
+        self, x_nchw: Tensor, condition_bd: Tensor, context_bmd: Tensor | None, mask_bm: Tensor | None, images: int
+    ) -> Tensor:
+        """The same where the last frames are images: to what works over time each is a video of one frame."""
+        videos, pictures = slice(None, -images), slice(-images, None)
+
+        def apart(part: nn.Module, x_nchw: Tensor, of_rows: Callable[[slice], tuple[Any, ...]]) -> Tensor:
+            return torch.cat([part(x_nchw[rows], *of_rows(rows)) for rows in (videos, pictures)])
+
+        def batch(rows: slice) -> tuple[int]:
+            return (len(condition_bd[rows]),)
+
+        def context(rows: slice) -> tuple[Tensor, Tensor]:
+            assert context_bmd is not None and mask_bm is not None
+            return context_bmd[rows], mask_bm[rows]
+
+        each = (len(x_nchw) - images) // (len(condition_bd) - images)
+        of_frames = torch.cat([condition_bd[videos].repeat_interleave(each, dim=0), condition_bd[pictures]])
+        x_nchw = self.residual(x_nchw, of_frames)
+        if self.temporal_convolution is not None:
+            x_nchw = apart(self.temporal_convolution, x_nchw, batch)
+        if self.spatial is not None:
+            x_nchw = self.spatial(x_nchw)
+        if self.cross is not None:
+            x_nchw = apart(self.cross, x_nchw, context)
+        if self.temporal is not None:
+            x_nchw = apart(self.temporal, x_nchw, batch)
         return x_nchw
 
 

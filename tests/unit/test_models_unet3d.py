@@ -227,3 +227,86 @@ def test_no_random_number_is_drawn_without_dropout():
     state = torch.get_rng_state()
     model(**values)
     assert torch.equal(state, torch.get_rng_state())
+
+
+# Images beside the videos, and the frame rate
+
+
+def with_images(values, count=2):
+    """The inputs with `count` images more and conditions for these."""
+    more = inputs(count=count, frames=1)
+    conditions = values.keys() - {"noised_bcthw"}
+    more["logsnr_b"], more["encodings_bld"] = torch.linspace(-1, 3, count), torch.randn(count, 6, 20)
+    images = torch.randn(count, 3, 8, 8)
+    return values | {name: torch.cat([values[name], more[name]]) for name in conditions} | {"images_nchw": images}
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_videos_and_images_beside_them_are_predicted_as_if_each_were_alone(checkpointing):
+    model, values = unet(activation_checkpointing=checkpointing), inputs()
+    both = with_images(values)
+    videos, images = model(**both)
+    torch.testing.assert_close(videos, model(**values), atol=1e-5, rtol=1e-4)
+    conditions = values.keys() - {"noised_bcthw"}
+    for place in range(2):
+        alone = {name: both[name][3 + place : 4 + place] for name in conditions}
+        alone["noised_bcthw"] = both["images_nchw"][place : place + 1, :, None]
+        torch.testing.assert_close(images[place : place + 1], model(**alone)[:, :, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_no_image_changes_a_video_or_another_image_nor_a_video_an_image():
+    model, both = unet(), with_images(inputs())
+    both["noised_bcthw"].requires_grad_()
+    both["images_nchw"].requires_grad_()
+    videos, images = model(**both)
+    of_video, of_images = torch.autograd.grad(
+        videos[1, :, -1].square().sum(), [both["noised_bcthw"], both["images_nchw"]], retain_graph=True
+    )
+    assert not of_images.any() and not of_video[[0, 2]].any()
+    assert of_video[1].flatten(2).any(2).all(), "every frame of its own video"
+    of_video, of_images = torch.autograd.grad(images[0].square().sum(), [both["noised_bcthw"], both["images_nchw"]])
+    assert not of_video.any() and not of_images[1].any() and of_images[0].any()
+
+
+def test_videos_and_images_both_reach_every_parameter():
+    model, both = unet(), with_images(inputs())
+    both["keep_b"] = torch.tensor([True, False, True, True, False])
+    for which in (0, 1):
+        model.zero_grad()
+        model(**both)[which].square().mean().backward()
+        still = {name for name, parameter in model.named_parameters() if not parameter.grad.any()}
+        # which frame to look at is no question where there is one
+        asks = (".temporal.attention.to_q.", ".temporal.attention.to_k.", ".temporal.bias.")
+        needless = {name for name, _ in model.named_parameters() if any(part in name for part in asks)}
+        assert still == (needless if which == 1 else set())
+
+
+@torch.no_grad()
+def test_the_frame_rate_changes_the_prediction_and_only_of_its_sample():
+    model, values = unet(fps=True), inputs()
+    slow = model(**values, fps_b=torch.full((3,), 4.0))
+    assert torch.equal(slow, model(**values, fps_b=torch.full((3,), 4.0)))
+    one_fast = model(**values, fps_b=torch.tensor([4.0, 8.0, 4.0]))
+    changed = (one_fast - slow).flatten(1).abs().amax(1) > 1e-3
+    assert changed.tolist() == [False, True, False]
+    still = model(**values, fps_b=torch.zeros(3))
+    assert torch.isfinite(still).all() and (still - slow).abs().max() > 1e-3
+    dropped = values | {"keep_b": torch.zeros(3, dtype=torch.bool)}
+    with_rate = [model(**dropped, fps_b=torch.full((3,), fps)) for fps in (4.0, 8.0)]
+    assert not torch.allclose(*with_rate), "the rate stays where text and embedding are dropped"
+
+
+def test_the_frame_rate_and_images_are_refused_where_the_network_has_no_use_for_them():
+    values, rate = inputs(), torch.full((3,), 8.0)
+    with pytest.raises(ValueError, match="fps=False got"):
+        unet()(**values, fps_b=rate)
+    with pytest.raises(ValueError, match="fps=True got"):
+        unet(fps=True)(**values)
+    with pytest.raises(ValueError, match="takes no images_nchw"):
+        unet(SUPER_RESOLUTION)(**inputs(SUPER_RESOLUTION), images_nchw=torch.zeros(1, 3, 8, 8))
+
+
+def test_without_a_frame_rate_the_weights_are_those_of_before():
+    names = Unet3D(CONFIG, **DECODER).state_dict().keys()
+    with_rate = Unet3D(CONFIG, **DECODER, fps=True).state_dict().keys()
+    assert {name.split(".")[1] for name in with_rate - names} == {"fps"} and names < with_rate
