@@ -171,6 +171,8 @@ def test_statistics_of_a_real_store_are_shown(store_path: Path, tmp_path: Path, 
         ("metrics.0001.jsonl", "{no json\n", "metrics"),
         ("attempts/0001.json", "{", "attempts"),
         ("events.0001.jsonl", "[]\n", "events"),
+        ("metrics.0009.jsonl", '{"split": "train", "step": "x", "loss": 1}\n', "metrics"),
+        ("metrics.0009.jsonl", '{"split": 3, "step": 1.5e300, "loss": NaN}\n', "curves"),
         ("samples/samples.json", '{"a": 1}', "samples"),
         ("samples/samples.json", "[1]", "samples"),
         ("evaluation/evaluation.json", "[]", "evaluation"),
@@ -191,6 +193,22 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(
     assert row(report, reported.clip)["damaged"] == len(damaged)
     others = [one for one in report.index["runs"] if one["id"] != reported.clip.id]
     assert len(others) == len(report.index["runs"]) - 1 and not any(one["damaged"] for one in others)
+
+
+def test_numbers_that_are_none_do_not_stop_the_page(reported: Made, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(reported.home, home)
+    path = home / "runs/evaluate" / reported.evaluate.folder.name / "evaluation/evaluation.json"
+    path.write_text('{"made_from": [], "far": {"value": Infinity, "low": NaN, "high": 1e999}, "x": NaN, "y": null}')
+    metrics = home / "runs/decoder" / reported.decoder.folder.name / "metrics.0001.jsonl"
+    rest = {"split": "train", "samples_per_second": 9.0, "samples": 9, "time": 0.0}
+    records = [rest | {"step": 1, "loss": float("nan")}, rest | {"step": 2, "loss": float("-inf")}]
+    metrics.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    report = Reader(registry=Registry(home), selection=Selection()).read()
+    found = detail(report, reported.evaluate)["evaluation"]
+    assert found["figures"] == [[["far"], "inf", "nan", "inf"]] and found["facts"] == [["x", "nan"], ["y", None]]
+    assert row(report, reported.decoder)["loss"] == "-inf" and row(report, reported.decoder)["damaged"] == 0
+    assert detail(report, reported.decoder)["curves"]["train"]["loss"]["y"] == [None, None]
 
 
 def test_terminal_escapes_and_changes_of_direction_are_written_out(reported: Made, report: Report) -> None:

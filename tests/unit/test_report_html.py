@@ -112,7 +112,7 @@ def test_a_visible_text_holds_nothing_that_acts(text: str) -> None:
 
 def test_a_long_text_is_cut_with_a_word() -> None:
     assert visible("a" * 50, most=10) == "aaaaaaaaaa ... (40 more characters)"
-    assert plain({"\x1bk": ["\x1b", 1, None]}) == {r"\u{1b}k": [r"\u{1b}", 1, None]}
+    assert plain({"\x1bk": ["\x1b", 1, None, float("nan")]}) == {r"\u{1b}k": [r"\u{1b}", 1, None, "nan"]}
 
 
 def test_hostile_title_is_escaped(reader: Reader) -> None:

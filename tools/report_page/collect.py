@@ -20,7 +20,7 @@ from slurm.run_state import Standing
 from tools import run_facts, run_story
 from tools.report_page import attempts as attempt_records
 from tools.report_page import clips, figures, series, stores
-from tools.report_page.text import plain
+from tools.report_page.text import plain, visible
 from tools.run_story import SlurmWords
 from tools.runs_compare import Metrics, metrics_of
 from tools.runs_list import last_end, progress
@@ -79,11 +79,12 @@ def collect(run: Run, look: Look) -> Collected:
     metrics: Metrics = part("metrics", lambda: metrics_of(run)) or {}
     records: list[AttemptRecord] = part("attempts", run.attempts) or []
     events: list[dict[str, Any]] = part("events", run.events) or []
-    detail = part("run", lambda: _detail(run, look, metrics, records, events, part)) or {}
+    detail = part("run", lambda: _detail(run, look, records, events, part)) or {}
     row = part("overview", lambda: _row(run, look, metrics, records)) or _bare(run, look)
-    detail["damaged"] = damaged
+    curves = part("curves", lambda: _curves(metrics, look.most_buckets)) or {}
+    detail = plain(detail | {"damaged": damaged}) | {"curves": curves}
     row["damaged"] = len(damaged)
-    text = json.dumps(plain(detail), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(detail, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     row["version"] = hashlib.sha256(text.encode()).hexdigest()[:12]
     return Collected(row=plain(row), detail=text)
 
@@ -114,8 +115,8 @@ def _row(run: Run, look: Look, metrics: Metrics, records: Sequence[AttemptRecord
         "of": facts.of,
         "share": 1.0 if state == "done" else facts.share,
         "progress": progress(run, state),
-        "loss": _finite(loss[-1][1]) if loss else None,
-        "val": _finite(val[-1][1]) if val else None,
+        "loss": loss[-1][1] if loss else None,
+        "val": val[-1][1] if val else None,
         "spark": series.spark(loss, SPARK),
         "attempts": len(records),
         "ends": dict(ends),
@@ -136,7 +137,6 @@ def _parent(stage: str, one: str, digest: str, digests: Mapping[str, str | None]
 def _detail(
     run: Run,
     look: Look,
-    metrics: Metrics,
     records: Sequence[AttemptRecord],
     events: Sequence[dict[str, Any]],
     part: Callable[[str, Callable[[], Any]], Any],
@@ -145,9 +145,6 @@ def _detail(
     starts, reached = run_story.step_bounds(run, records, events)
     lost = run_story.steps_lost(starts, reached)
     shown = attempt_records.attempts(run, records[-SHOWN_ATTEMPTS:], look.standing, starts, reached, lost)
-    curves: dict[str, dict[str, Any]] = {}
-    for (split, name), points in sorted(metrics.items()):
-        curves.setdefault(split, {})[name] = series.as_json(series.buckets(*series.arrays(points), look.most_buckets))
     return {
         "folder": str(run.folder),
         "config": spec.config,
@@ -163,11 +160,19 @@ def _detail(
         "marks": [[number, step] for number, step in sorted(starts.items()) if step],
         "commits": [commit.step for commit in run.commits()],
         "events": _notable(events),
-        "curves": curves,
         "evaluation": part("evaluation", lambda: figures.evaluation(run.folder / "evaluation")),
         "clips": part("samples", lambda: clips.clips(run.folder / "samples", look.most_clips)),
         "store": part("store", lambda: stores.store(run)) if run.stage == "preprocess" else None,
     }  # fmt: skip
+
+
+def _curves(metrics: Metrics, most: int) -> dict[str, dict[str, Any]]:
+    """Return each curve by split and name; names are made visible here, since the rest of it is a million numbers."""
+    found: dict[str, dict[str, Any]] = {}
+    for (split, name), points in sorted(metrics.items()):
+        curve = series.as_json(series.buckets(*series.arrays(points), most))
+        found.setdefault(visible(split), {})[visible(name)] = curve
+    return found
 
 
 def _notable(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -183,8 +188,3 @@ def _notable(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for event in told[-SHOWN_EVENTS:]
         ],
     }  # fmt: skip
-
-
-def _finite(value: float) -> float | str:
-    """Return a number as JSON can say it: NaN and infinity as words."""
-    return value if abs(value) < float("inf") else str(value)

@@ -6,6 +6,7 @@ characters that do something become visible, and what is endless is cut.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from typing import Any
 
@@ -32,9 +33,11 @@ def _shows(character: str) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return JSON values with all their texts, keys included, made visible."""
+    """Return values as JSON has them: texts, keys included, made visible, and NaN and infinity as words."""
     if isinstance(value, str):
         return visible(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, dict):
         return {visible(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

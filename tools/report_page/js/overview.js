@@ -49,7 +49,7 @@ function matching() {
   });
   const direction = state.sort.down ? -1 : 1;
   const compare = (one, other) => (typeof one === "string" && typeof other === "string" ? one.localeCompare(other) : one - other);
-  const missing = (key) => key === null || key === undefined;
+  const missing = (key) => (column.number ? typeof key !== "number" : key === undefined);
   return found.sort((one, other) => {
     const [a, b] = [column.key(one), column.key(other)];
     return missing(a) || missing(b) ? missing(a) - missing(b) : direction * compare(a, b);
