@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.bench import alignment
-from tools.bench.alignment import NOTHING, Score, classify, direction_of, outline, read_clip, read_truth, score
-from tools.sample_data.captions import Facts, thing_of
+from launch.arguments import parse
+from launch.stages import STAGES
+from tools.bench import alignment, alignment_chain, alignment_judges
+from tools.bench.alignment_chain import SETS, VARIANTS, Chain, all_prompts
+from tools.bench.alignment_judges import NOTHING, Score, classify, direction_of, outline, read_clip, read_truth, score
+from tools.sample_data.captions import COLOURS, OBJECTS, Facts, combination_of, facts_of, thing_of
 from tools.sample_data.dataset import build
 from tools.sample_data.drawing import frames_of
 from tools.sample_data.encode import write_mp4
@@ -33,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real(data: Path) -> tuple[list[np.ndarray], list[Facts], list[str]]:
     paths, facts = read_truth(data)
     videos = [read_clip(path, size=16, frames=16, fps=8.0) for path in paths]
-    return videos, facts, alignment.identities_of(paths)
+    return videos, facts, alignment_judges.identities_of(paths)
 
 
 def test_colour_and_direction_of_real_clips_at_16_px(real: tuple[list[np.ndarray], list[Facts], list[str]]) -> None:
@@ -57,19 +60,19 @@ def test_direction_is_right_in_every_window_and_at_half_the_rate(data: Path) -> 
 
 def test_held_out_shapes_are_told_far_above_chance(real: tuple[list[np.ndarray], list[Facts], list[str]]) -> None:
     videos, facts, identities = real
-    scores, classifier = alignment.real_scores(videos, facts, identities)
+    scores, classifier = alignment_judges.real_scores(videos, facts, identities)
     assert scores["shape"].share > 2 * scores["shape"].chance
-    seen = alignment.generated_scores(videos, facts, classifier)
+    seen = alignment_judges.generated_scores(videos, facts, classifier)
     assert seen["shape"].share > 0.95
 
 
 def test_clips_that_show_something_else_score_zero(real: tuple[list[np.ndarray], list[Facts], list[str]]) -> None:
     videos, facts, identities = real
-    _, classifier = alignment.real_scores(videos, facts, identities)
+    _, classifier = alignment_judges.real_scores(videos, facts, identities)
     backwards = [video[::-1] for video in videos]
     recoloured = [255 - video for video in videos]
-    assert alignment.generated_scores(backwards, facts, classifier)["direction"].share == 0
-    assert alignment.generated_scores(recoloured, facts, classifier)["colour"].share == 0
+    assert alignment_judges.generated_scores(backwards, facts, classifier)["direction"].share == 0
+    assert alignment_judges.generated_scores(recoloured, facts, classifier)["colour"].share == 0
 
 
 def test_empty_and_still_videos_agree_with_no_prompt() -> None:
@@ -146,3 +149,29 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(arguments: list[str], sa
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and said in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_training_data_lacks_one_colour_of_each_object_and_half_of_the_prompts_ask_for_it() -> None:
+    combinations = [Facts(colour=colour, object=thing, direction="up") for colour in COLOURS for thing in OBJECTS]
+    held_out = [facts.object for facts in combinations if combination_of(facts) == "held_out"]
+    assert sorted(held_out, key=str) == sorted(OBJECTS)
+    trained = [scene.facts for scene in plan(300, 0, "trained")]
+    assert {combination_of(facts) for facts in trained} == {"trained"}
+    assert {facts.object for facts in trained} == set(OBJECTS) and {facts.colour for facts in trained} == set(COLOURS)
+    for name, texts in all_prompts(12).items():
+        assert {combination_of(facts_of(text)) for text in texts} == {name} and len(texts) == 12
+    assert set(all_prompts(1)) == set(SETS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_each_way_of_sampling_is_a_command_line_of_the_launcher(variant: alignment_chain.Variant) -> None:
+    flags = ["--recipe", "motion", "--sample.prompts", "a red circle moving left", *variant.flags]
+    sampled = parse(STAGES["sample"], flags).recipe.sample
+    sampled.decoder.check("sample.decoder", parse(STAGES["sample"], flags).recipe.decoder.diffusion)
+    plain = parse(STAGES["sample"], flags[:4]).recipe.sample
+    assert (sampled == plain) == (variant.name == "full")
+
+
+def test_a_command_of_the_chain_that_fails_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"make_sample_data.py ended with code 2"):
+        Chain(folder=tmp_path, recipe="motion", clips=0).train()
