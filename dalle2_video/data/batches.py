@@ -37,9 +37,11 @@ class WindowDataset(Dataset):
     "tokens"     (context,) int64 and "length" int64 scalar: the clip's text
     "video"      (t, size, size, 3) uint8 RGB: the window's frames           (unless window is None)
     "low_video"  (t, low_size, low_size, 3) uint8: the same frames           (with low_size)
+    "stride"     int64 scalar: distance of the window's frames in stored frames            (with strides)
     "valid"      int64 scalar: the window's real frames, 1 or more; behind them the last one stands still
                                                                              (with frames, of a store of padded clips)
-    "embedding"  (dim,) float32: CLIP's embedding of the window's start      (with embeddings)
+    "embedding"  (dim,) float32: CLIP's embedding of its own window at the same start, whatever the stride
+                                                                             (with embeddings)
 
     With images = k > 0 a sample also brings k single frames of clips drawn in an order of their own:
 
@@ -58,18 +60,20 @@ class WindowDataset(Dataset):
         embeddings: str | None = None,
         captions: CaptionConfig | None = None,
         images: int = 0,
+        strides: tuple[int, ...] = (),
         mirror: bool = False,
     ) -> None:
-        """embeddings: id of the CLIP run whose embeddings to give; mirror: half of the samples, left to right.
+        """embeddings: id of the CLIP run whose embeddings to give; strides: each sample draws one of them instead of the
+        window's; mirror: half of the samples, left to right.
 
         Raises ValueError naming what the store lacks.
         """
         assert window is not None or embeddings is not None, "a sample needs frames or an embedding"
-        assert window is not None or (low_size is None and images == 0 and not mirror), "frames need a window"
+        assert window is not None or not (low_size or images or strides or mirror), "frames need a window"
         self._arguments = {
             "store_path": store_path, "split": split, "seed": seed, "window": window, "low_size": low_size,
             "embeddings": embeddings, "captions": captions, "images": images,
-            "mirror": mirror,
+            "strides": strides, "mirror": mirror,
         }  # fmt: skip
         self.store = Store(store_path)
         self.clips = self.store.usable(split)
@@ -80,9 +84,9 @@ class WindowDataset(Dataset):
         if window is not None:
             self._sizes = {"video": window.size} | ({"low_video": low_size} if low_size is not None else {})
         self._videos = {name: self.store.frames(size) for name, size in self._sizes.items()}
-        self.span = max(
-            window.span if window is not None else 1, self.embeddings.span if self.embeddings is not None else 1
-        )
+        self.strides = strides
+        self._strides = np.asarray(strides or [window.stride if window is not None else 1], np.int64)
+        self.span = int(self._spans(self._strides).max())
         self._pads = self.store.config.short_clips == "pad"
         if not self._pads:
             self._check_span()
@@ -110,6 +114,8 @@ class WindowDataset(Dataset):
         if self.window is not None:
             frames = self.window.num_frames
             layout |= {name: ((frames, size, size, 3), torch.uint8) for name, size in self._sizes.items()}
+            if self.strides:
+                layout["stride"] = ((), torch.int64)
             if self._pads:
                 layout["valid"] = ((), torch.int64)
             if k:
@@ -130,20 +136,25 @@ class WindowDataset(Dataset):
         """Return (store row, first frame) of each sample; int64 of the shape (b,)."""
         rows = self._rows(self.seed, samples)
         hop = self.embeddings.hop if self.embeddings is not None else 1
-        choices = np.maximum(self._num_frames(rows) - self.span, 0) // hop + 1
+        choices = np.maximum(self._num_frames(rows) - self._spans(self.choose_strides(samples)), 0) // hop + 1
         if self.embeddings is not None:
             choices = np.minimum(choices, self.embeddings.spec.max_windows)
         return rows, keyed_random.integers(self.seed, "window", samples, choices) * hop
 
+    def choose_strides(self, samples: np.ndarray) -> np.ndarray:
+        """Return the distance of each window's frames in stored frames; int64 of the shape (b,)."""
+        return self._strides[keyed_random.integers(self.seed, "stride", samples, len(self._strides))]
+
+    def _spans(self, strides: np.ndarray) -> np.ndarray:
+        """Return how many stored frames a sample takes of a clip, by stride: its own window and the embedding's."""
+        own = ((self.window.num_frames if self.window is not None else 1) - 1) * strides + 1
+        return np.maximum(own, self.embeddings.span if self.embeddings is not None else 1)
+
     def choose_images(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (store row, frame) of the images of each sample; int64 of the shape (b, images)."""
-        numbers, seed = self._image_numbers(samples)
+        numbers, seed = keyed_random.image_numbers(self.seed, samples, self.images)
         rows = self._rows(seed, numbers)
         return rows, keyed_random.integers(seed, "window", numbers, self._num_frames(rows))
-
-    def _image_numbers(self, samples: np.ndarray) -> tuple[np.ndarray, int]:
-        """Return the images' own global numbers (b, images) and the seed under which these are drawn."""
-        return samples[:, None] * self.images + np.arange(self.images), keyed_random.key(self.seed, "image")
 
     def _rows(self, seed: int, numbers: np.ndarray) -> np.ndarray:
         """Return the store row of each number, any shape: each epoch of numbers has every clip once."""
@@ -176,12 +187,15 @@ class WindowDataset(Dataset):
         rows, starts = self.choose(numbers)
         lines = self.captions.choose(self.seed, numbers, rows)
         mirrored = self._mirrored(self.seed, numbers)
-        num_frames, stride = self._num_frames(rows), self.window.stride if self.window is not None else 1
+        num_frames, strides = self._num_frames(rows), self.choose_strides(numbers)
+        if "stride" in out:
+            out["stride"][:] = strides
         for place, (row, start) in enumerate(zip(rows.tolist(), starts.tolist(), strict=True)):
             with self._reading(row):
                 out["length"][place] = self.captions.write(lines[place], out["tokens"][place])
                 for name, reader in self._videos.items():
-                    valid = read_window(reader, row, start, int(num_frames[place]), stride, out[name][place])
+                    into, stride = out[name][place], int(strides[place])
+                    valid = read_window(reader, row, start, int(num_frames[place]), stride, into)
                     if mirrored[place]:
                         mirror_frames(out[name][place])
                 if "valid" in out:
@@ -193,7 +207,7 @@ class WindowDataset(Dataset):
         return batch
 
     def _read_images(self, samples: np.ndarray, out: dict[str, np.ndarray]) -> None:
-        numbers, seed = self._image_numbers(samples)
+        numbers, seed = keyed_random.image_numbers(self.seed, samples, self.images)
         rows, frames = self.choose_images(samples)
         lines = self.captions.choose(seed, numbers.reshape(-1), rows.reshape(-1))
         mirrored = self._mirrored(seed, numbers)

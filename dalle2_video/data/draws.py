@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle2_video.data.keyed_random import key, uniform
+from dalle2_video.data.keyed_random import image_numbers, key, uniform
 
 
 class Draws:
@@ -45,6 +45,11 @@ class Draws:
         # 24 bits are exact in float32; rounding a float64 just below 1 would give 1.
         values = np.floor(uniform(self.seed, purpose, self.samples) * 2**24) * 2.0**-24
         return torch.from_numpy(values.astype(np.float32)).to(self.device)
+
+    def of_images(self, images: int) -> Draws:
+        """Return the random numbers of the b * images single frames that come along with the samples, in order."""
+        numbers, seed = image_numbers(self.seed, self.samples, images)
+        return Draws(seed, torch.from_numpy(numbers.reshape(-1)), self.device)
 
     def keep(self, purpose: str, drop_probability: float) -> Tensor:
         """Return (b,) bool, False with `drop_probability` in [0, 1]."""

@@ -54,6 +54,14 @@ def sample_position(samples: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray
     return epochs, positions
 
 
+def image_numbers(seed: int, samples: np.ndarray, images: int) -> tuple[np.ndarray, int]:
+    """Return the numbers (b, images) of the single frames that come along with samples (b,), and their draws' seed.
+
+    They are samples of a training of their own, so that nothing of them is drawn as a video's is.
+    """
+    return np.asarray(samples, np.int64)[:, None] * images + np.arange(images), key(seed, "image")
+
+
 def order(seed: int, epoch: int, n: int, positions: np.ndarray) -> np.ndarray:
     """Return the elements of the epoch's permutation of range(n) at `positions` (int64 in [0, n), any shape), int64.
 

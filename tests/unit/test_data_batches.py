@@ -12,8 +12,9 @@ import pytest
 import torch
 from data_fixtures import build_store, publish, write_dataset, write_mp4
 
-from dalle2_video.data import embedding_shards
+from dalle2_video.data import embedding_shards, keyed_random
 from dalle2_video.data.batches import WindowDataset, to_float
+from dalle2_video.data.draws import Draws
 from dalle2_video.data.embeddings import spec_for, window_starts
 from dalle2_video.data.store import Store
 from dalle2_video.data_config import CaptionConfig, DataConfig, WindowConfig
@@ -304,6 +305,57 @@ def test_a_sample_reads_only_the_chunks_that_hold_its_frames(store_path: Path, t
     assert same(damaged[0], dataset[0])
     with pytest.raises(OSError, match=r"clip \S+: .*python tools/verify_store"):
         damaged.__getitems__(range(1, 8))
+
+
+# Several frame rates
+
+
+def test_each_sample_draws_a_stride_and_has_the_frames_and_the_start_s_embedding_of_it(embedded_store: Path) -> None:
+    dataset = WindowDataset(embedded_store, "train", 0, WINDOW, low_size=8, embeddings="clip-1", strides=(1, 2, 5))
+    store, samples = dataset.store, np.arange(300)
+    batch = dataset.__getitems__(samples.tolist())
+    last = {1: 0, 2: 0, 5: 0}
+    for sample, (row, start) in enumerate(zip(*dataset.choose(samples), strict=True)):
+        stride = int(batch["stride"][sample])
+        span = 3 * stride + 1
+        for name, size in (("video", 16), ("low_video", 8)):
+            frames = store.frames(size).read(row, start, start + span, stride)
+            np.testing.assert_array_equal(batch[name][sample], frames)
+        assert batch["embedding"][sample].tolist() == [row, start]
+        last[stride] = max(last[stride], int(start))
+    # the embedding's window spans 9 of 20 frames, that of stride 5 spans 16: the longer of the two must fit
+    assert last == {1: 10, 2: 10, 5: 0}
+    shares = np.bincount(batch["stride"], minlength=6)[[1, 2, 5]] / len(samples)
+    assert (abs(shares - 1 / 3) < 0.1).all()
+
+
+def test_a_stride_follows_from_seed_and_sample_alone(store_path: Path) -> None:
+    def strides(seed: int, samples: list[int]) -> list[int]:
+        dataset = WindowDataset(store_path, "train", seed, WINDOW, strides=(1, 2))
+        return dataset.__getitems__(samples)["stride"].tolist()
+
+    many = strides(0, list(range(32)))
+    assert strides(0, [7, 3, 30]) == [many[7], many[3], many[30]]
+    assert strides(1, list(range(32))) != many
+    assert "stride" not in WindowDataset(store_path, "train", 0, WINDOW)[0]
+
+
+def test_the_largest_stride_must_fit_the_shortest_clip(store_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"spans 22 stored frames.*--data\.min-frames 22"):
+        WindowDataset(store_path, "train", 0, WINDOW, strides=(2, 7))
+
+
+def test_strides_and_images_survive_the_way_into_a_loader_process(embedded_store: Path) -> None:
+    dataset = WindowDataset(embedded_store, "train", 0, WINDOW, embeddings="clip-1", images=2, strides=(1, 2))
+    assert same(dataset[5], pickle.loads(pickle.dumps(dataset))[5])
+
+
+def test_the_draws_of_images_are_those_of_their_own_numbers() -> None:
+    draws = Draws(4, torch.tensor([3, 0]), "cpu")
+    images, seed = draws.of_images(2), keyed_random.key(4, "image")
+    alone = torch.cat([Draws(seed, torch.tensor([number]), "cpu").normal("noise", (5,)) for number in (6, 7, 0, 1)])
+    assert torch.equal(images.normal("noise", (5,)), alone)
+    assert not torch.equal(images.uniform("time")[2:3], draws.uniform("time")[1:])
 
 
 # Damage
