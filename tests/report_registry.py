@@ -229,7 +229,8 @@ def _clips(run: Run, prompts: Sequence[str]) -> None:
     folder.mkdir()
     listed: list[dict[str, Any]] = []
     for number, prompt in enumerate(prompts):
-        frames = np.full((16, 64, 64, 3), 255, np.uint8)
+        # Grain, so that a file is longer than any text may be.
+        frames = np.random.default_rng(number).integers(215, 255, (16, 64, 64, 3), np.uint8)
         for frame in range(16):
             frames[frame, 20:40, 2 * frame : 2 * frame + 20] = [(220, 40, 40), (40, 60, 220)][number % 2]
         write_mp4(folder / f"{number:04d}.mp4", frames, 8.0, metadata={"title": prompt})

@@ -20,6 +20,7 @@ from tools.report_page import clips, figures, stores
 from tools.report_page.collect import MOST, buckets_per_curve
 from tools.report_page.reading import Reader, Report
 from tools.report_page.selection import Selection
+from tools.report_page.text import MOST_CHARACTERS
 from tools.run_story import end_of
 from tools.runs_compare import metrics_of
 
@@ -107,6 +108,7 @@ def test_clips_hold_the_files_bytes_and_nothing_from_elsewhere(reported: Made, r
     shown = found["shown"][:4]
     for number, clip in enumerate(shown):
         assert base64.b64decode(clip["data"]) == (reported.sample.folder / f"samples/{number:04d}.mp4").read_bytes()
+        assert len(clip["data"]) > 2 * MOST_CHARACTERS  # no text, that would be cut
         assert clip["type"] == "video/mp4" and clip["facts"] == {"seed": 7, "repeat": 0}
     outside, gone = found["shown"][4:]
     assert outside["missing"] == "the file is not in the samples' folder" and "data" not in outside

@@ -1,11 +1,10 @@
-"""Generated clips, as a page can hold them: each file whole, as base64, with what is on record of how it was made.
+"""Generated clips, as a page can hold them: each file whole, with what is on record of how it was made.
 
 `samples.json` names the files; whatever it names, only videos and pictures that lie in the samples' folder are read.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,6 @@ def _clip(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MOST_BYTES:
             return found | {"missing": f"{size / 2**20:.0f} MiB are more than a page should hold; see {path}"}
-        return found | {"type": kind, "data": base64.b64encode(path.read_bytes()).decode()}
+        return found | {"type": kind, "data": path.read_bytes()}
     except OSError as error:
         return found | {"missing": f"it cannot be read ({error.strerror})"}

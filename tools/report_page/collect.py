@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments import task_facts
+from experiments.identity import Parent
 from experiments.run import AttemptRecord, Run
 from launch.stages import STAGES
 from slurm.run_state import Standing
@@ -109,7 +110,7 @@ def _row(run: Run, look: Look, metrics: Metrics, records: Sequence[AttemptRecord
         "reason": look.standing.decision.reason if state in ("poisoned", "unknown") else "",
         "created": spec.created or run.created,
         "creator": spec.creator,
-        "parents": [_parent(parent.stage, parent.id, parent.digest, look.digests) for parent in spec.parents.values()],
+        "parents": [_parent(role, parent, look.digests) for role, parent in spec.parents.items()],
         "why": last_end(look.standing) if state in ("failed", "poisoned", "stopped") else "",
         "done": facts.done,
         "of": facts.of,
@@ -127,11 +128,11 @@ def _row(run: Run, look: Look, metrics: Metrics, records: Sequence[AttemptRecord
     }
 
 
-def _parent(stage: str, one: str, digest: str, digests: Mapping[str, str | None]) -> dict[str, str]:
+def _parent(role: str, parent: Parent, digests: Mapping[str, str | None]) -> dict[str, str]:
     """Return a pinned parent and whether it still is what was pinned."""
-    now = digests.get(one)
-    state = "gone" if one not in digests else "unfinished" if now is None else "ok" if now == digest else "changed"
-    return {"stage": stage, "id": one, "pinned": state}
+    now = digests.get(parent.id)
+    pinned = "ok" if now == parent.digest else "changed" if now else "unfinished" if parent.id in digests else "gone"
+    return {"role": role, "stage": parent.stage, "id": parent.id, "pinned": pinned}
 
 
 def _detail(

@@ -6,6 +6,7 @@ characters that do something become visible, and what is endless is cut.
 
 from __future__ import annotations
 
+import base64
 import math
 import unicodedata
 from typing import Any
@@ -33,9 +34,11 @@ def _shows(character: str) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return values as JSON has them: texts, keys included, made visible, and NaN and infinity as words."""
+    """Return values as JSON has them: texts and keys made visible, bytes as base64, NaN and infinity as words."""
     if isinstance(value, str):
         return visible(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

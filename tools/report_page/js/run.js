@@ -76,7 +76,7 @@ async function clipsOfChildren(id) {
 
 function broken(row) {
   const words = { gone: "is not in the registry any more", unfinished: "is not finished any more", changed: "has another digest than it was pinned with" };
-  return row.parents.filter((parent) => parent.pinned !== "ok").map((parent) => el("p", { class: "failed" }, `Its ${parent.stage} `, runLink(parent.id), ` ${words[parent.pinned]}.`));
+  return row.parents.filter((parent) => parent.pinned !== "ok").map((parent) => el("p", { class: "failed" }, `Its ${parent.role} `, runLink(parent.id), ` ${words[parent.pinned]}.`));
 }
 
 function eventsView(events) {
