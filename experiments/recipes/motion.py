@@ -44,7 +44,7 @@ def recipe() -> Recipe:
             diffusion=DiffusionConfig(
                 logsnr_shift=1.0, learned_variance="range", sampling_steps=32, guidance_scale=3.0
             ),
-            optim=optim(4500, 32),
+            optim=optim(3200, 32),
         ),
         temporal_sr=replace(base.temporal_sr, optim=optim(600, 16)),
     )
