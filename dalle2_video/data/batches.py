@@ -63,7 +63,7 @@ class WindowDataset(Dataset):
         strides: tuple[int, ...] = (),
         mirror: bool = False,
     ) -> None:
-        """embeddings: id of the CLIP run whose embeddings to give; strides: each sample draws one of them instead of the
+        """embeddings: id of the CLIP run whose embeddings to give; strides: each sample draws one, instead of the
         window's; mirror: half of the samples, left to right.
 
         Raises ValueError naming what the store lacks.
