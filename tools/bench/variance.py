@@ -7,16 +7,17 @@ variance, with ours (`learned_variance` range and residual) and with two control
 failed, as it was (`old`) and with the output halved along the right axis (`old_channels`), and the whole bound without
 a stop-gradient (`full_bound`). Bits a dimension and samples are of EMA weights, windows are held out, samples unguided.
 Each training is a file: a bench that was killed goes on, and more --seeds add to what is there. Keys of the JSON, with
-X one of ours (range), residual, fixed_small, fixed_large (both of the setup `fixed`), old, old_channels, full_bound:
+X one of ours (range), ours_25 (range for the bound of 25 steps), residual, fixed_small, fixed_large (both of the setup
+`fixed`), old, old_channels, full_bound:
 
     bpd_X                bound of 1000 steps, bits a dimension, of which bpd_t0_X the last step's and bpd_kl_X all
                          others'; bpd_old* with probabilities cut off at 1e-12 as that code has it, bpd_exact_old*
-                         without; bpd_N_X: of 10, 25 and 50 steps; gain_X, gain_N_X: bits less than fixed_large,
-                         seed by seed
+                         without; bpd_N_X: of 10, 25 and 50 steps; gain_X, gain_N_X: bits less than with the large
+                         variance on the same mean
     spikes_X             share of steps after the warm-up whose gradient norm is over 10 times the median (fixed, not
                          fixed_*); p99_over_median_X, max_over_median_X, non_finite_X (steps): of the same norms
-    mean_mse_X           squared error of the prediction; mean_change_ours, _residual: relative change from fixed, seed
-                         by seed; unclipped_difference_ours, _residual: largest difference of a step's loss of the mean
+    mean_mse_X           squared error of the prediction; mean_change_X (X learned): relative change from fixed,
+                         seed by seed; unclipped_difference_X: largest difference of a step's loss of the mean
                          from fixed in a training without clipping; clipped_X: share of steps beyond the limit
     frechet_N_X          distance of samples of N steps from held-out windows, see `variance_measures.Appearance`;
                          frechet_real: of other held-out windows
@@ -51,7 +52,7 @@ from tools.bench import variance_report
 from tools.bench.peers import cache
 from tools.bench.timing import BenchArguments
 from tools.bench.variance_data import prepare
-from tools.bench.variance_judging import judge, judging_steps
+from tools.bench.variance_judging import bound_calls, judge_bounds, judge_samples, sample_calls
 from tools.bench.variance_measures import PARTS, gradient_figures
 from tools.bench.variance_runs import INERT, SETUPS, TRAINED_STEPS, Amounts, Bench
 
@@ -69,14 +70,14 @@ QUICK = Amounts(
     seeds=2,
 )
 TRAININGS = {
-    "fixed": "fixed", "ours": "range", "residual": "residual", "old": "old", "old_channels": "old_channels",
-    "full_bound": "full_bound",
+    "fixed": "fixed", "ours": "range", "ours_25": "range_25", "residual": "residual", "old": "old",
+    "old_channels": "old_channels", "full_bound": "full_bound",
 }  # fmt: skip
 """Name in the JSON to setup."""
 VARIANCES = {
     "fixed_small": ("fixed", "small"), "fixed_large": ("fixed", "large"), "ours": ("range", "learned"),
-    "residual": ("residual", "learned"), "old": ("old", "learned"), "old_channels": ("old_channels", "learned"),
-    "full_bound": ("full_bound", "learned"),
+    "ours_25": ("range_25", "learned"), "residual": ("residual", "learned"), "old": ("old", "learned"),
+    "old_channels": ("old_channels", "learned"), "full_bound": ("full_bound", "learned"),
 }  # fmt: skip
 """Name in the JSON to setup and the variance that its mean is judged with."""
 Work = Callable[[str, int, Path, Callable[[], None]], None]
@@ -128,7 +129,8 @@ def carry_out(arguments: Arguments) -> Kept:
             """Return what is done, how, and its length on the bar."""
             found: dict[str, tuple[Work, int]] = {
                 "trained": (bench.train, amounts.steps),
-                "judged": (partial(judge, bench), judging_steps(name, amounts)),
+                "bounds": (partial(judge_bounds, bench), bound_calls(amounts)),
+                "samples": (partial(judge_samples, bench), sample_calls(name, amounts)),
             }
             return found | ({"unclipped": (bench.train_unclipped, amounts.unclipped_steps)} if name in INERT else {})
 
@@ -162,7 +164,7 @@ def figures(kept: Kept, seeds: int, warmup: int, limit: float) -> dict[str, floa
             put(f"{key}_{name}", [gradient_figures(of_run)[key] for of_run in norms])
         put(f"clipped_{name}", [sum(norm > limit for norm in of_run) / len(of_run) for of_run in norms])
         put(f"mean_mse_{name}", [run["mean_mse"] for run in runs])
-        if name in ("ours", "residual"):
+        if setup in INERT[1:]:
             fixed = [kept["fixed", seed] for seed in range(seeds)]
             pairs = list(zip(runs, fixed, strict=True))
             put(f"mean_change_{name}", [run["mean_mse"] / of_fixed["mean_mse"] - 1 for run, of_fixed in pairs])
@@ -178,8 +180,8 @@ def figures(kept: Kept, seeds: int, warmup: int, limit: float) -> dict[str, floa
             parts = [run["bounds"][steps][variance] for run in runs]
             totals = [sum(part[key] for key in PARTS) for part in parts]
             put(f"bpd_{of_steps}{name}", totals)
-            if setup != "fixed":
-                large = [kept["fixed", seed]["bounds"][steps]["large"] for seed in range(seeds)]
+            if name != "fixed_large":
+                large = [run["bounds"][steps]["large"] for run in runs]
                 gains = [sum(of[key] for key in PARTS) - mine for of, mine in zip(large, totals, strict=True)]
                 put(f"gain_{of_steps}{name}", gains)
             if not of_steps:
@@ -269,7 +271,7 @@ def main(arguments: Arguments) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    for name in ("ours", "residual"):
+    for name in ("ours", "ours_25", "residual"):
         console.print(
             f"{name}: error of the mean against fixed {found[f'mean_change_{name}']:+.2%} ± "
             f"{found[f'mean_change_{name}_sd']:.2%}; without clipping the losses of the mean differ by at most "

@@ -23,7 +23,7 @@ from dalle2_video.diffusion.schedule import add_noise, log_snr
 from dalle2_video.diffusion.variance import learned_log_variance
 from dalle2_video.diffusion_config import LearnedVariance, SamplerConfig
 from dalle2_video.models.unet3d import Unet3D
-from tools.bench import alignment, variance_old
+from tools.bench import alignment_judges, variance_old
 from tools.bench.variance_data import batch_of
 from tools.bench.variance_measures import Appearance, Terms, bounds, frechet, picked_steps
 from tools.bench.variance_runs import SETUPS, TRAINED_STEPS, Amounts, Bench, Setup, write_json
@@ -31,19 +31,27 @@ from tools.bench.variance_runs import SETUPS, TRAINED_STEPS, Amounts, Bench, Set
 Variance = Literal["small", "large", "learned"]
 
 
-def judge(bench: Bench, name: str, seed: int, folder: Path, on_step: Callable[[], None]) -> None:
-    """Judge the trained weights and leave the figures in `folder`; the held-out windows are the same for all."""
-    setup = SETUPS[name]
-    model = bench.network(setup, seed)
-    model.load_state_dict(load_file(folder / f"{name}-{seed}.safetensors"))
-    model.eval().requires_grad_(False)
-    held_out = bench.dataset("val", 0)
+def judge_bounds(bench: Bench, name: str, seed: int, folder: Path, on_step: Callable[[], None]) -> None:
+    """Judge the trained weights by mean and bound, and leave the figures in `folder`."""
+    setup, model, held_out = SETUPS[name], _trained(bench, name, seed, folder), bench.dataset("val", 0)
     figures = {
         "mean_mse": _mean_mse(bench, setup, model, held_out),
         "bounds": _bounds(bench, setup, model, held_out, on_step),
-        "samples": _samples(bench, setup, model, held_out, seed, on_step),
     }
-    write_json(folder / f"{name}-{seed}.judged.json", figures)
+    write_json(folder / f"{name}-{seed}.bounds.json", figures)
+
+
+def judge_samples(bench: Bench, name: str, seed: int, folder: Path, on_step: Callable[[], None]) -> None:
+    """Judge the trained weights by samples, and leave the figures in `folder`."""
+    setup, model, held_out = SETUPS[name], _trained(bench, name, seed, folder), bench.dataset("val", 0)
+    figures = {"samples": _samples(bench, setup, model, held_out, seed, on_step)}
+    write_json(folder / f"{name}-{seed}.samples.json", figures)
+
+
+def _trained(bench: Bench, name: str, seed: int, folder: Path) -> Unet3D:
+    model = bench.network(SETUPS[name], seed)
+    model.load_state_dict(load_file(folder / f"{name}-{seed}.safetensors"))
+    return model.eval().requires_grad_(False)
 
 
 def _mean_mse(bench: Bench, setup: Setup, model: Unet3D, held_out: WindowDataset) -> float:
@@ -60,12 +68,11 @@ def _mean_mse(bench: Bench, setup: Setup, model: Unet3D, held_out: WindowDataset
 
 
 def terms(setup: Setup) -> dict[str, Terms]:
-    """Return the variances that a setup's network can be judged with."""
-    if setup.kind == "none":
-        return {"small": partial(_fixed_terms, 0), "large": partial(_fixed_terms, 1)}
+    """Return the variances that a setup's network is judged with: the fixed ones on its mean, and its own."""
+    fixed: dict[str, Terms] = {"small": partial(_fixed_terms, 0), "large": partial(_fixed_terms, 1)}
     if setup.old:
-        return {"learned": _old_terms, "exact": partial(_old_terms, exact=True)}
-    return {"learned": partial(_learned_terms, setup.kind)}
+        return fixed | {"learned": _old_terms, "exact": partial(_old_terms, exact=True)}
+    return fixed if setup.kind == "none" else fixed | {"learned": partial(_learned_terms, setup.kind)}
 
 
 def _bounds(
@@ -172,7 +179,7 @@ def _old_terms(
 
 def agreement(real_bcthw: Tensor, made_bcthw: Tensor) -> dict[str, float]:
     """Return the shares of samples whose colour and direction are those of the window that they were made from."""
-    pairs = [[alignment.classify(video) for video in _levels(videos)] for videos in (real_bcthw, made_bcthw)]
+    pairs = [[alignment_judges.classify(video) for video in _levels(videos)] for videos in (real_bcthw, made_bcthw)]
     return {
         figure: float(np.mean([one[place] == other[place] for one, other in zip(*pairs, strict=True)]))
         for place, figure in enumerate(("colour", "direction"))
@@ -184,7 +191,11 @@ def _levels(videos_bcthw: Tensor) -> np.ndarray:
     return ((values + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
-def judging_steps(name: str, amounts: Amounts) -> int:
-    """Return how often `Bench.judge` calls its on_step."""
-    terms = sum(len(picked_steps(steps, amounts.bound_terms)) for steps in (*amounts.sample_steps, TRAINED_STEPS))
-    return terms + sum(amounts.sample_steps) * (2 if SETUPS[name].kind == "none" else 1)
+def bound_calls(amounts: Amounts) -> int:
+    """Return how often `judge_bounds` calls its on_step."""
+    return sum(len(picked_steps(steps, amounts.bound_terms)) for steps in (*amounts.sample_steps, TRAINED_STEPS))
+
+
+def sample_calls(name: str, amounts: Amounts) -> int:
+    """Return how often `judge_samples` calls its on_step."""
+    return sum(amounts.sample_steps) * (2 if SETUPS[name].kind == "none" else 1)

@@ -20,6 +20,7 @@ COLOURS = {
     "fixed_small": "#aaaaaa",
     "fixed_large": "#555555",
     "ours": "#0072b2",
+    "ours_25": "#56b4e9",
     "residual": "#009e73",
     "old": "#d55e00",
     "old_channels": "#e69f00",
@@ -28,12 +29,14 @@ COLOURS = {
 """Distinguishable without red and green (Okabe & Ito 2008)."""
 VARIANCES = [name for name in COLOURS if name != "fixed"]
 TRAININGS = [name for name in COLOURS if not name.startswith("fixed_")]
-SAME_MEAN = ["fixed_small", "fixed_large", "ours", "residual"]
+MOST = 1000
+"""Steps of the bound that is not in the name of its keys."""
+GAINS = ["fixed_small", "ours", "ours_25", "residual"]
 
 
 def label(name: str) -> str:
     """Name for people."""
-    names = {"ours": "ours: range", "residual": "ours: residual", "old_channels": "old, right axis"}
+    names = {"ours": "range", "ours_25": "range, 25 steps", "old_channels": "old, right axis"}
     return names.get(name, name.replace("_", " "))
 
 
@@ -41,13 +44,13 @@ def draw(content: dict[str, Any]) -> Any:
     """Return the figure."""
     found, steps = content["found"], content["steps"]
     pyplot.rcParams.update({"font.size": 8, "axes.titlesize": 9, "svg.fonttype": "none"})
-    figure, ((norms, spikes, bits), (of_steps, distance, error)) = pyplot.subplots(
+    figure, ((norms, spikes, bits), (gains, distance, error)) = pyplot.subplots(
         2, 3, figsize=(12, 6.6), layout="constrained"
     )
     for name in TRAININGS:
         norms.semilogy(content["norms"][name], color=COLOURS[name], label=label(name), linewidth=0.8)
     norms.axvline(content["warmup"], color="black", linewidth=0.5, linestyle=":")
-    norms.set(title="Gradient norm, seed 0 (ours on top of fixed)", xlabel="step (dotted: end of the warm-up)")
+    norms.set(title="Gradient norm, seed 0 (learned on top of fixed)", xlabel="step (dotted: end of the warm-up)")
     norms.legend(fontsize=6, ncols=2)
 
     places = range(len(TRAININGS))
@@ -88,25 +91,27 @@ def draw(content: dict[str, Any]) -> Any:
     bits.invert_yaxis()
     bits.set(title="Bits a dimension, 1000 steps: KL, t = 0 (pale)")
 
-    for axis, key, title, names in (
-        (of_steps, "bpd", "Bits a dimension on one mean", SAME_MEAN),
-        (distance, "frechet", "Fréchet distance of samples by steps", VARIANCES),
+    for axis, key, title, names, counts in (
+        (gains, "gain", "Bits saved over the large variance, same mean", GAINS, [*steps, MOST]),
+        (distance, "frechet", "Fréchet distance of samples", VARIANCES, steps),
     ):
         for name in names:
+            keys = [f"{key}_{name}" if count == MOST else f"{key}_{count}_{name}" for count in counts]
             axis.errorbar(
-                steps,
-                [found[f"{key}_{count}_{name}"] for count in steps],
-                yerr=[found[f"{key}_{count}_{name}_sd"] for count in steps],
+                counts,
+                [found[key] for key in keys],
+                yerr=[found[f"{key}_sd"] for key in keys],
                 color=COLOURS[name],
                 label=label(name),
                 capsize=2,
                 linewidth=1,
             )
         axis.set_xscale("log")
-        axis.set_xticks(steps, [str(count) for count in steps])
+        axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()
         axis.set(title=title, xlabel="ddpm steps")
         axis.legend(fontsize=6)
+    gains.axhline(0, color=COLOURS["fixed_large"], linewidth=0.7, linestyle=":")
 
     error.bar(
         places,
