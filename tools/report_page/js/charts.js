@@ -21,9 +21,9 @@ function curvesView(sources, marks) {
   const group = { charts: [], cursor: null, all: [Infinity, -Infinity], onzoom: () => {} };
   const specs = names.map((name) => ({
     key: name, title: TITLES[name] ?? name, marks,
-    lines: sources.flatMap(({ curves, label, colour }) => Object.keys(curves).sort().filter((split) => curves[split][name]?.first.length).map((split, place) => ({
+    lines: sources.flatMap(({ curves, label, colour }) => Object.keys(curves).sort().filter((split) => curves[split][name]?.first.length).map((split) => ({
       curve: curves[split][name], dashed: split !== "train",
-      colour: colour ?? (split === "train" ? 0 : 1 + place % 2),
+      colour: colour ?? (split === "train" ? 0 : 1),
       label: [label, SPLITS[split] ?? split].filter(Boolean).join(", "),
     }))),
   })).filter((spec) => spec.lines.length);
