@@ -1,4 +1,4 @@
-"""Digests of files: one way to say that two files are the same."""
+"""Digests of files and folders: one way to say that two of them are the same."""
 
 from __future__ import annotations
 
@@ -10,3 +10,11 @@ def file_digest(path: Path) -> str:
     """sha256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of the files in a folder, hexadecimal."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        digest.update(f"{path.name} {file_digest(path)}\n".encode())
+    return digest.hexdigest()

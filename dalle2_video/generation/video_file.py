@@ -1,10 +1,14 @@
-"""Videos as people see them: mp4 files and contact sheets."""
+"""Videos as people see them: mp4, gif and webp files, folders of frames, contact sheets.
+
+The same frames give the same bytes on every machine with the same libraries: one thread encodes, no clock is read.
+"""
 
 from __future__ import annotations
 
 import textwrap
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -32,9 +36,30 @@ def write_mp4(path: Path, frames_thwc: np.ndarray, fps: float, *, metadata: dict
         stream.height, stream.width = frames_thwc.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "12"}
+        stream.codec_context.thread_count = 1  # another number of threads would give other bytes
         for frame in frames_thwc:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
+
+
+def write_animation(path: Path, frames_thwc: np.ndarray, fps: float) -> None:
+    """Write (t, h, w, 3) uint8 RGB as an endless gif (256 colours) or webp (lossless), by the suffix of `path`.
+
+    Times are whole hundredths of a second in gif and thousandths in webp, none shorter than a viewer shows.
+    """
+    unit_ms = 10 if path.suffix == ".gif" else 1
+    ends_ms = np.round(np.arange(1, len(frames_thwc) + 1) * 1000 / fps / unit_ms).astype(int) * unit_ms
+    durations_ms = np.maximum(np.diff(ends_ms, prepend=0), 2 * unit_ms).tolist()
+    first, *others = (Image.fromarray(frame) for frame in frames_thwc)
+    options: dict[str, Any] = {"lossless": True} if path.suffix == ".webp" else {}
+    first.save(path, save_all=True, append_images=others, duration=durations_ms, loop=0, **options)
+
+
+def write_frames(folder: Path, frames_thwc: np.ndarray) -> None:
+    """Write (t, h, w, 3) uint8 RGB as 0000.png, 0001.png, ... into a new folder."""
+    folder.mkdir()
+    for number, frame in enumerate(frames_thwc):
+        Image.fromarray(frame).save(folder / f"{number:04d}.png")
 
 
 def read_mp4(path: Path) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle2_video.digests import file_digest
+from dalle2_video.digests import folder_digest
 from dalle2_video.models.factory import WEIGHTS
 from dalle2_video.training import distributed
 from dalle2_video.training.tensor_file import TensorSpec, file_order, write_tensors
@@ -69,8 +68,5 @@ def _write_weights(
 
 
 def export_digest(folder: Path) -> str:
-    """sha256 over the names and contents of an export folder, hexadecimal: what children pin."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        digest.update(f"{path.name} {file_digest(path)}\n".encode())
-    return digest.hexdigest()
+    """Digest of an export folder: what children pin."""
+    return folder_digest(folder)
