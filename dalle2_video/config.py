@@ -13,7 +13,7 @@ from typing import Literal
 
 from dalle2_video.checks import require, require_fraction, require_positive
 from dalle2_video.data_config import AugmentConfig, CaptionConfig, DataConfig, WindowConfig
-from dalle2_video.diffusion_config import DiffusionConfig, SamplerConfig
+from dalle2_video.diffusion_config import DiffusionConfig, DistillationConfig, SamplerConfig
 
 Precision = Literal["fp32", "bf16"]
 Activation = Literal["gelu", "quick_gelu"]
@@ -256,11 +256,14 @@ class DecoderConfig:
     """Network."""
     diffusion: DiffusionConfig
     """Diffusion."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """Fewer steps, learnt from a finished run of this stage."""
     optim: OptimConfig
     """Training schedule."""
 
     def __post_init__(self) -> None:
         self.unet.check_size(self.window.size)
+        self.distillation.check("decoder.distillation", self.diffusion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +280,14 @@ class SuperResolutionConfig:
     """Network."""
     diffusion: DiffusionConfig
     """Diffusion."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """Fewer steps, learnt from a finished run of this stage."""
     optim: OptimConfig
     """Training schedule."""
 
     def __post_init__(self) -> None:
         self.unet.check_size(self.window.size)
+        self.distillation.check(f"{type(self).__name__}.distillation", self.diffusion)
         require_fraction(self, "max_augmentation", "sampling_augmentation")
         require(
             self.sampling_augmentation <= self.max_augmentation,

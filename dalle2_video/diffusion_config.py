@@ -1,12 +1,13 @@
 """The diffusion part of a recipe: what is learnt, and how a finished stage samples.
 
-`DiffusionConfig` belongs to a trained stage and its identity. `SamplerConfig` belongs to `launch/sample.py`: a trained
-stage samples in any of these ways. Nothing here imports torch; every field's docstring is its `--help` text.
+`DiffusionConfig` and `DistillationConfig` belong to a trained stage and its identity. `SamplerConfig` belongs to
+`launch/sample.py`: a trained stage samples in any of these ways, a distilled one in its own. Nothing here imports
+torch; every field's docstring is its `--help` text.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dalle2_video.checks import require, require_fraction, require_positive
@@ -157,3 +158,73 @@ class SamplerConfig:
             self.spacing,
             "cannot start from the log SNR of diffusion.zero_terminal_snr, which is -inf; take time or quadratic",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Progressive distillation: a student learns to do two steps of a finished run of its stage in one.
+
+    (Salimans & Ho 2022.) Repeat it with half the steps each time. The teacher's guidance is folded in by the first
+    student (Meng et al. 2023), so that a student calls the network once a step.
+    """
+
+    steps: int = 0
+    """Steps that the student samples in; 1 or more. Its teacher is the student of twice as many, or the undistilled run
+    where these are at least diffusion.sampling_steps. 0: the stage learns from data alone."""
+    guidance: float | None = None
+    """Guidance of the teacher that the student learns, the same for all students of a line; 0 or more, 1 is none. None:
+    diffusion.guidance_scale."""
+    updates: int = 0
+    """Optimiser steps of the student; 1 or more, or 0: as many as optim.steps."""
+    lr: float = 0.0
+    """Peak learning rate of the student, greater than 0, or 0: that of optim."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "updates", "lr"):
+            value = getattr(self, name)
+            require(value >= 0, f"DistillationConfig.{name}", value, "must be 0 or more")
+        guidance = self.guidance
+        require(
+            guidance is None or guidance >= 0, "DistillationConfig.guidance", guidance, "must be 0 or more, or None"
+        )
+        for name, unused in (("guidance", None), ("updates", 0), ("lr", 0)):
+            value = getattr(self, name)
+            require(
+                self.steps > 0 or value == unused,
+                f"DistillationConfig.{name}",
+                value,
+                "is read with distillation.steps alone; set that",
+            )
+
+    def check(self, name: str, diffusion: DiffusionConfig) -> None:
+        """Raise ValueError, with the field `name` of this config, where a diffusion cannot be distilled."""
+        require(
+            self.steps == 0 or diffusion.objective != "eps",
+            f"{name}.steps",
+            self.steps,
+            "cannot be learnt with diffusion.objective eps, whose x0 is lost where there is most noise (Salimans & Ho "
+            "2022, sec. 4); distil a run of objective v or x0",
+        )
+
+    def sampling(self, diffusion: DiffusionConfig) -> DiffusionConfig:
+        """Return the diffusion as the finished stage samples: a student in its steps and without guidance."""
+        return replace(diffusion, sampling_steps=self.steps, guidance_scale=1.0) if self.steps else diffusion
+
+    def taught_guidance(self, diffusion: DiffusionConfig) -> float:
+        """Return the guidance that the student learns."""
+        return diffusion.guidance_scale if self.guidance is None else self.guidance
+
+    def check_sampler(self, name: str, sampler: SamplerConfig, guidance: float | None) -> None:
+        """Raise ValueError, with the field `name` of the sampler, where a student cannot sample like this.
+
+        guidance: asked for; None: the stage's own.
+        """
+        if self.steps == 0:
+            return
+        only = f"the run is distilled to {self.steps} ddim steps at its own guidance"
+        plain = SamplerConfig(steps=sampler.steps, dynamic_threshold=sampler.dynamic_threshold)
+        require(sampler.steps in (0, self.steps), f"{name}.steps", sampler.steps, f"cannot be: {only}; leave it out")
+        for option, usual in vars(plain).items():
+            value = getattr(sampler, option)
+            require(value == usual, f"{name}.{option}", value, f"cannot be: {only}; leave it out")
+        require(guidance in (None, 1.0), f"{name}_guidance", guidance, f"cannot be: {only}; leave it out")

@@ -62,7 +62,8 @@ def run_id(*, stage: str, config: dict[str, Any], source: str | None, parents: d
     """Identity of a run.
 
     config: the recipe's parts that the stage learns from, as dataclasses or plain values; source: fingerprint of files
-    outside the registry, if the stage reads any; parents: by stage. The recipe's name is not part of it.
+    outside the registry, if the stage reads any; parents: by role, which is their stage or, of a student's teacher,
+    `plan.TEACHER`. The recipe's name is not part of it.
     """
     return digest(
         {

@@ -27,6 +27,8 @@ from experiments.intents import Launched
 from experiments.run import RunSpec
 
 FOLDER = "plans"
+TEACHER = "teacher"
+"""Role of the parent that a student learns from: a run of the student's own stage, which no other role can be."""
 EndKind = Literal["became", "failed"]
 
 
@@ -40,11 +42,11 @@ class Link:
     config: dict[str, Any] = field(default_factory=dict)
     """What enters the identity: `identity.without_defaults` of the recipe's parts."""
     parents: tuple[str, ...] = ()
-    """Stages of its parents, ancestors first; each has a link too."""
+    """Names of its parents' links, ancestors first; each is there too."""
 
 
 Lineage = Mapping[str, Link]
-"""Links by stage, ancestors first."""
+"""Links by name, ancestors first. A link's name is its stage; of a student's teacher `teacher_of` the student's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +66,31 @@ class PlanSpec:
     created: float = 0.0
 
 
+def teacher_of(name: str) -> str:
+    """Name of the link to the teacher of a link: `decoder.teacher`, of a teacher's own `decoder.teacher.teacher`."""
+    return f"{name}.{TEACHER}"
+
+
+def role_of(name: str) -> str:
+    """Role that the run of a link has among its child's parents: its stage, or `TEACHER`."""
+    return name.rpartition(".")[2]
+
+
 def plan_id(lineage: Lineage, stage: str) -> str:
     """Identity of the plan of a stage: that of everything which leads to it."""
     return _promise(lineage, stage)[: identity.ID_LENGTH]
 
 
-def _promise(lineage: Lineage, stage: str) -> str:
-    link = lineage[stage]
+def _promise(lineage: Lineage, name: str) -> str:
+    link = lineage[name]
     if link.run:
-        return identity.digest({"stage": stage, "run": link.run})
+        return identity.digest({"stage": link.stage, "run": link.run})
     return identity.digest(
         {
             "schema": identity.SCHEMA,
-            "stage": stage,
+            "stage": link.stage,
             "config": link.config,
-            "parents": {parent: _promise(lineage, parent) for parent in link.parents},
+            "parents": {role_of(parent): _promise(lineage, parent) for parent in link.parents},
         }
     )
 
@@ -95,15 +107,15 @@ def part_of(lineage: Lineage, stage: str) -> dict[str, Link]:
 
 
 def run_id(link: Link, parents: Mapping[str, Parent]) -> str:
-    """Identity of a link's run, now that its parents are done."""
+    """Identity of a link's run, now that its parents are done; parents: by the names of their links."""
     if link.run:
         return link.run
-    pinned = {name: parents[name] for name in link.parents}
+    pinned = {role_of(name): parents[name] for name in link.parents}
     return identity.run_id(stage=link.stage, config=link.config, source=None, parents=pinned)
 
 
 def run_spec(plan: PlanSpec, parents: Mapping[str, Parent]) -> RunSpec:
-    """Return the run that a plan becomes."""
+    """Return the run that a plan becomes; parents: by the names of their links."""
     link = plan.lineage[plan.stage]
     return RunSpec(
         stage=plan.stage,
@@ -111,7 +123,7 @@ def run_spec(plan: PlanSpec, parents: Mapping[str, Parent]) -> RunSpec:
         id=run_id(link, parents),
         config=plan.config,
         source=None,
-        parents={name: parents[name] for name in link.parents},
+        parents={role_of(name): parents[name] for name in link.parents},
         inputs=plan.inputs,
     )
 

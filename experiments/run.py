@@ -45,6 +45,7 @@ class RunSpec:
     config: dict[str, Any]
     source: str | None
     parents: dict[str, Parent]
+    """By role, as in `identity.run_id`."""
     inputs: dict[str, str] = field(default_factory=dict)
     schema: int = identity.SCHEMA
     creator: str = ""

@@ -21,6 +21,8 @@ import experiments.recipes
 from dalle2_video.config import Recipe
 from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.runtime import RuntimeConfig
+from dalle2_video.teaching import teachers_config
+from experiments.plan import TEACHER
 from launch.parents import lineage_parts, needed_parts
 from launch.stages import STAGES, StageInfo
 from slurm import clusters, delivery
@@ -85,14 +87,14 @@ class Arguments:
     placement: Placement
     options: LaunchOptions
     parents: dict[str, str]
-    """Run ids given by the user, by stage."""
+    """Run ids given by the user, by role: a stage, or the teacher of this one."""
     array: ArrayOptions
     """Of a training nothing reads it."""
     data_root: str
     after: bool
     """Queue the job behind its parents'."""
     command: Callable[[str], str]
-    """The command that launches another stage with the same options of the recipe."""
+    """The command that launches the parent of a role with the same options of the recipe."""
     typed: str
     """This command as it was typed."""
 
@@ -132,7 +134,7 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
             array=not info.training,
             files=info.name == "preprocess",
             queue=bool(info.parents),
-            parents=info.parents,
+            parents=[*info.roles],
         ),
         args=rest,
         prog=f"launch/{info.name}.py",
@@ -141,8 +143,11 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
     delivery.check(parsed.placement.notify)
     changed = dataclasses.replace(recipe, **{part: getattr(parsed, part) for part in parts})
 
-    def command(stage: str) -> str:
-        flags = override_flags(recipe, changed, needed_parts(STAGES[stage]))
+    def command(role: str) -> str:
+        stage = info.name if role == TEACHER else role
+        wanted = teachers_recipe(changed, stage) if role == TEACHER else changed
+        assert wanted is not None, f"{stage} needs no teacher"
+        flags = override_flags(recipe, wanted, needed_parts(STAGES[stage]))
         return shlex.join(["python", f"launch/{stage}.py", "--recipe", known.recipe, *flags])
 
     return Arguments(
@@ -160,9 +165,17 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
 
 
 def named_parents(parsed: Any) -> dict[str, str]:
-    """Return the run ids that a parsed command line names, by stage."""
+    """Return the run ids that a parsed command line names, by role."""
     named = vars(parsed.parents) if hasattr(parsed, "parents") else {}
-    return {stage: given for stage, given in named.items() if given}
+    return {role: given for role, given in named.items() if given}
+
+
+def teachers_recipe(recipe: Recipe, stage: str) -> Recipe | None:
+    """Return the recipe of the run that a stage learns from; None where it learns from data alone."""
+    config = getattr(recipe, stage) if STAGES[stage].distillable else None
+    of_teacher = teachers_config(config) if config is not None else None
+    changes: dict[str, Any] = {stage: of_teacher}
+    return None if of_teacher is None else dataclasses.replace(recipe, **changes)
 
 
 def options_type(
@@ -179,7 +192,7 @@ def options_type(
 ) -> type:
     """Return the dataclass of a launcher's options; its defaults are the recipe's and the cluster profile's.
 
-    parts: fields of the recipe that are offered; parents: stages whose runs may be named; more: further fields, as
+    parts: fields of the recipe that are offered; parents: roles of runs that may be named; more: further fields, as
     `dataclasses.make_dataclass` takes them.
     """
     flat = tyro.conf.arg(name="")

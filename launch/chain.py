@@ -139,7 +139,8 @@ def _work(registry: Registry, arguments: Arguments) -> int:
         verdict = plan.verdict(parents)
         if verdict.action != "go":
             raise ValueError(f"{stage} cannot start: {verdict.reason}")
-        named = {parent.stage: parent.pin.id for parent in parents if parent.pin is not None}
+        roles = map(plan.role_of, links[stage].parents)
+        named = {role: parent.pin.id for role, parent in zip(roles, parents, strict=True) if parent.pin is not None}
         code = submit.launch(STAGES[stage], replace(mine, parents=named, options=replace(mine.options, wait="yes")))
         if code or plan_state.look(registry, links)[stage].state != "done":
             print(f"the pipeline stopped at {stage}; mend the cause, then: {arguments.typed}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dalle2_video import text_tower
+from dalle2_video.teaching import VideoConfig, students_optim
 from launch.arguments import Arguments
 from launch.stages import StageInfo
 
@@ -25,16 +26,21 @@ def show(console: Console, info: StageInfo, arguments: Arguments) -> None:
     world = arguments.placement.world_size
     micro, accumulation = runtime.accumulation(config.optim.batch_size, world)
     told = memory(info, arguments)
-    parts = {"states": told.states + told.buckets, "frozen CLIP": told.frozen, "activations": told.activations}
+    parts = {"states": told.states + told.buckets, "frozen parents": told.frozen, "activations": told.activations}
     parts["process"] = told.process
     listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
     console.print(
         f"  {info.name}: {told.parameters / 1e6:.2f} M parameters; peak memory a rank about {told.peak / GIB:.2f} GiB "
         f"({listed}) {'on the GPU' if on_gpus(arguments) else 'on CPUs'}, activation checkpointing "
         f"{runtime.activation_checkpointing}\n"
-        f"  {config.optim.steps} steps of {config.optim.batch_size} samples = {world} ranks x micro-batch {micro} x "
+        f"  {steps_of(config)} steps of {config.optim.batch_size} samples = {world} ranks x micro-batch {micro} x "
         f"accumulation {accumulation}; precision {config.optim.precision}"
     )
+
+
+def steps_of(config: Any) -> int:
+    """Return the optimiser steps of a training stage."""
+    return students_optim(config).steps if isinstance(config, VideoConfig) else config.optim.steps
 
 
 def on_gpus(arguments: Arguments) -> bool:

@@ -1,7 +1,7 @@
 """Which finished runs a new run builds on: chosen by what the recipe says, pinned by digest.
 
 Of the finished runs that match the recipe the newest is taken, unless the user names one. All parents must share their
-own parents: a decoder of one CLIP never meets the prior of another.
+own parents: a decoder of one CLIP never meets the prior of another. Only teachers are the student's own affair.
 """
 
 from __future__ import annotations
@@ -30,35 +30,41 @@ def resolve(
     named: Mapping[str, str],
     command_for: Callable[[str], str],
 ) -> dict[str, Run]:
-    """Return the parent runs by stage, ancestors first.
+    """Return the parent runs by role (`StageInfo.roles`), ancestors first.
 
-    expected_parts: the recipe's parts that a parent stage's run must have been made from, None where the recipe has no
-    such stage; named: run ids the user gave, by stage; command_for: the command that makes a stage's run. Raises
+    expected_parts: the recipe's parts that a parent's run must have been made from, None where the recipe has no such
+    parent; named: run ids the user gave; command_for: the command that makes a parent's run; all by role. Raises
     ValueError with that command.
     """
     chosen: dict[str, Run] = {}
     pinned: dict[str, Parent] = {}
-    for stage in info.parents:
-        parts = expected_parts(stage)
+    for role, stage in info.roles.items():
+        parts = expected_parts(role)
         if parts is None:
             continue
-        if stage in named:
-            run = registry.find(named[stage], stage)
+        if role in named:
+            run = registry.find(named[role], stage)
             if run.done() is None:
-                raise ValueError(f"--parents.{stage.replace('_', '-')} {named[stage]}: {run.name} is not finished")
+                raise ValueError(f"--parents.{role.replace('_', '-')} {named[role]}: {run.name} is not finished")
             problem = _conflict(run, pinned)
             if problem:
-                raise ValueError(f"--parents.{stage.replace('_', '-')} {named[stage]}: {problem}")
+                raise ValueError(f"--parents.{role.replace('_', '-')} {named[role]}: {problem}")
         else:
-            run = _newest(registry, stage, parts, pinned, command_for)
-        chosen[stage] = run
-        pinned |= run.spec.parents
-        pinned[stage] = run.as_parent()
+            run = _newest(registry, role, stage, parts, pinned, command_for)
+        chosen[role] = run
+        pinned |= shared(run.spec.parents)
+        pinned[role] = run.as_parent()
     return chosen
+
+
+def shared(parents: Mapping[str, Parent]) -> dict[str, Parent]:
+    """Return those of a run's parents that all of its relatives must share: one run a stage."""
+    return {role: parent for role, parent in parents.items() if role == parent.stage}
 
 
 def _newest(
     registry: Registry,
+    role: str,
     stage: str,
     parts: dict[str, Any],
     pinned: Mapping[str, Parent],
@@ -70,10 +76,11 @@ def _newest(
         return max(finished, key=lambda pair: pair[0])[1]
     if matching:
         raise ValueError(
-            f"{matching[-1].name} is not finished; go on with it: {_command(matching[-1], command_for)}\n"
+            f"{matching[-1].name} is not finished; go on with it: {_command(matching[-1], command_for(role))}\n"
             f"(its log: {matching[-1].folder / 'logs'})"
         )
-    raise ValueError(f"no {stage} run matches this recipe in {registry.home}; make one: {command_for(stage)}")
+    what = "matches this recipe" if role == stage else f"is the {role} that this recipe means"
+    raise ValueError(f"no {stage} run {what} in {registry.home}; make one: {command_for(role)}")
 
 
 def made_from(run: Run, parts: dict[str, Any]) -> bool:
@@ -83,18 +90,17 @@ def made_from(run: Run, parts: dict[str, Any]) -> bool:
     return own_id == spec.id and not identity.drift(spec.config, to_dict(parts))
 
 
-def _command(run: Run, command_for: Callable[[str], str]) -> str:
+def _command(run: Run, command: str) -> str:
     """Return the command that goes on with an unfinished run; what it was made from is in its inputs."""
     inputs = run.spec.inputs
     if IMPORT_COMMAND in inputs:
         return inputs[IMPORT_COMMAND]
-    command = command_for(run.spec.stage)
     return f"{command} --data-root {shlex.quote(inputs['data_root'])}" if "data_root" in inputs else command
 
 
 def _conflict(run: Run, pinned: Mapping[str, Parent]) -> str | None:
     """Return why a run cannot be a parent beside those already pinned, or None."""
-    for name, parent in run.spec.parents.items():
+    for name, parent in shared(run.spec.parents).items():
         if name in pinned and pinned[name] != parent:
             return f"{run.name} was made from {name} {parent.id}, the others from {name} {pinned[name].id}"
     return None

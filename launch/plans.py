@@ -20,7 +20,7 @@ from experiments.plan import Lineage, Link, Plan, PlanSpec, Standing
 from experiments.registry import Registry
 from experiments.run import Run
 from launch import parents
-from launch.arguments import Arguments
+from launch.arguments import Arguments, teachers_recipe
 from launch.proposal import MANIFEST, check_batch, create, inputs_of, num_tasks, order, parts_of, plain, propose
 from launch.stages import STAGES, StageInfo, lineage
 from launch.start import REPOSITORY, Order, Say, job_name, share_out, start
@@ -62,19 +62,27 @@ class Brought:
 def chain_lineage(recipe: Recipe, stages: tuple[str, ...], store: str, named: Mapping[str, str]) -> Lineage:
     """Return the links of stages and all their ancestors.
 
-    store: id of the preprocess run; named: ids of runs that the user wants, by stage.
+    store: id of the preprocess run; named: ids of runs that the user wants, by the names of their links.
     """
     known = {"preprocess": store, **named}
     found: dict[str, Link] = {}
-    for stage in [name for last in stages for name in lineage(last)]:
+
+    def add(name: str, stage: str, recipe: Recipe) -> None:
         parts = parts_of(recipe, stage)
         if None in parts.values():
-            continue
-        if stage in known:
-            found[stage] = Link(stage=stage, run=known[stage])
-        else:
-            there = tuple(name for name in STAGES[stage].parents if None not in parts_of(recipe, name).values())
-            found[stage] = Link(stage=stage, config=identity.without_defaults(parts), parents=there)
+            return
+        if name in known:
+            found[name] = Link(stage=stage, run=known[name])
+            return
+        there = tuple(parent for parent in STAGES[stage].parents if None not in parts_of(recipe, parent).values())
+        of_teacher = teachers_recipe(recipe, stage)
+        if of_teacher is not None:
+            add(plan.teacher_of(name), stage, of_teacher)
+            there += (plan.teacher_of(name),)
+        found[name] = Link(stage=stage, config=identity.without_defaults(parts), parents=there)
+
+    for stage in [name for last in stages for name in lineage(last)]:
+        add(stage, stage, recipe)
     return found
 
 
@@ -109,7 +117,8 @@ def bring(
     if own.state == "alive" and (own.planned or verdict.action != "go"):
         return Brought(action="attached", name=own.name, jobs=own.jobs)
     if verdict.action == "go":
-        return _launch(registry, info, arguments, {name: _id(found[name]) for name in mine[info.name].parents}, say)
+        named = {plan.role_of(name): _id(found[name]) for name in mine[info.name].parents}
+        return _launch(registry, info, arguments, named, say)
     if verdict.action == "wait":
         return _plan(registry, info, arguments, mine, found, verdict, say)
     raise ValueError(f"{info.name} was not submitted: {verdict.reason}")

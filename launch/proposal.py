@@ -4,20 +4,23 @@ but by `create`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dalle2_video import text_tower
 from dalle2_video.config import Recipe
+from dalle2_video.config_io import from_dict
 from dalle2_video.data_config import DataConfig
+from dalle2_video.teaching import check_teacher
 from experiments import files, identity
 from experiments.identity import Parent
+from experiments.plan import TEACHER
 from experiments.registry import Registry
 from experiments.run import Run, RunSpec
 from launch import parents
-from launch.arguments import Arguments, to_dict_or_value
+from launch.arguments import Arguments, teachers_recipe, to_dict_or_value
 from launch.stages import STAGES, StageInfo
 from launch.start import Order
 
@@ -51,12 +54,18 @@ def propose(registry: Registry, info: StageInfo, arguments: Arguments) -> Propos
         manifest, source, notes = _scan(arguments.data_root, recipe.data)
         inputs = {"data_root": str(Path(arguments.data_root).absolute())}
 
-    def expected(stage: str) -> dict[str, Any] | None:
-        parts = parts_of(recipe, stage)
+    def expected(role: str) -> dict[str, Any] | None:
+        if role == TEACHER:
+            of_teacher = teachers_recipe(recipe, info.name)
+            return None if of_teacher is None else parts_of(of_teacher, info.name)
+        parts = parts_of(recipe, role)
         return None if None in parts.values() else parts
 
     found = parents.resolve(registry, info, expected, arguments.parents, arguments.command)
-    pinned: dict[str, Parent] = {stage: run.as_parent() for stage, run in found.items()}
+    check_students_teacher(info, recipe, found.get(TEACHER), arguments.parents)
+    if info.name == "sample":
+        _check_samplers(recipe, found)
+    pinned: dict[str, Parent] = {role: run.as_parent() for role, run in found.items()}
     parts = parts_of(recipe, info.name)
     if manifest is None and not info.training and info.name != "sample":
         manifest_rows = files.read_json(found["preprocess"].folder / MANIFEST)
@@ -79,6 +88,25 @@ def propose(registry: Registry, info: StageInfo, arguments: Arguments) -> Propos
         manifest=manifest,
         notes=notes,
     )
+
+
+def check_students_teacher(info: StageInfo, recipe: Recipe, teacher: Run | None, named: Mapping[str, str]) -> None:
+    """Raise ValueError with the remedy where a teacher does not fit its student, or one is named and nothing learns."""
+    if TEACHER in named and teachers_recipe(recipe, info.name) is None:
+        flag = f"--{info.name.replace('_', '-')}.distillation.steps"
+        raise ValueError(f"--parents.teacher {named[TEACHER]}: nothing would learn from it; give {flag} too")
+    if teacher is not None:
+        config = getattr(recipe, info.name)
+        check_teacher(config, from_dict(type(config), teacher.spec.config[info.name]), info.name)
+
+
+def _check_samplers(recipe: Recipe, found: Mapping[str, Run]) -> None:
+    """Raise ValueError with the remedy where a stage that was distilled cannot sample as is asked for."""
+    for stage, run in found.items():
+        if STAGES[stage].distillable:
+            made = from_dict(type(getattr(recipe, stage)), run.spec.config[stage])
+            guidance = recipe.sample.decoder_guidance if stage == "decoder" else None
+            made.distillation.check_sampler(f"sample.{stage}", getattr(recipe.sample, stage), guidance)
 
 
 def create(registry: Registry, proposal: Proposal, note: Callable[[str], None]) -> Run:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from experiments.plan import TEACHER
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageInfo:
@@ -20,6 +22,13 @@ class StageInfo:
     """The loss compares the samples of a batch, so that gradient accumulation would change it."""
     on_request: bool = False
     """No part of the chain that a pipeline makes, unless it is asked for."""
+    distillable: bool = False
+    """Where the recipe says so it learns from a finished run of its own stage, a parent in the role of `TEACHER`."""
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Stages of the parents that it can have, by their role: a stage's name or `TEACHER`; ancestors first."""
+        return {stage: stage for stage in self.parents} | ({TEACHER: self.name} if self.distillable else {})
 
 
 _ALL = (
@@ -40,18 +49,21 @@ _ALL = (
         parts=("seed", "captions", "augment", "decoder"),
         parents=("preprocess", "clip", "embed"),
         training=True,
+        distillable=True,
     ),
     StageInfo(
         name="temporal_sr",
         parts=("seed", "captions", "augment", "temporal_sr"),
         parents=("preprocess", "clip"),
         training=True,
+        distillable=True,
     ),
     StageInfo(
         name="spatial_sr",
         parts=("seed", "captions", "augment", "spatial_sr"),
         parents=("preprocess", "clip"),
         training=True,
+        distillable=True,
     ),
     StageInfo(
         name="sample",

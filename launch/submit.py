@@ -17,13 +17,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from experiments import code_snapshot, reconcile
+from experiments import code_snapshot, plan, reconcile
 from experiments.registry import Registry, default_home
 from experiments.run import Run
 from launch import array_progress, estimate, plans
 from launch.arguments import Arguments, parse
 from launch.progress import follow
-from launch.proposal import Proposal, check_batch, create, order, propose
+from launch.proposal import Proposal, check_batch, check_students_teacher, create, order, propose
 from launch.stages import STAGES, StageInfo
 from launch.start import REPOSITORY, job_name, start
 from slurm import executor, run_state
@@ -92,7 +92,9 @@ def _launch_behind(registry: Registry, info: StageInfo, arguments: Arguments) ->
         raise ValueError(
             "--after needs Slurm's queue; on this machine launch/pipeline.py runs what is missing, stage after stage"
         )
-    named = {stage: registry.find(given, stage).id for stage, given in arguments.parents.items()}
+    found = {role: registry.find(given, info.roles[role]) for role, given in arguments.parents.items()}
+    check_students_teacher(info, arguments.recipe, found.get(plan.TEACHER), arguments.parents)
+    named = {plan.teacher_of(info.name) if role == plan.TEACHER else role: run.id for role, run in found.items()}
     store = named.get("preprocess") or getattr(plans.store_run(registry, arguments.recipe), "id", None)
     if store is None:
         raise ValueError(
@@ -212,8 +214,8 @@ def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, proposal
         console.print(f"[bold]{run.name}[/bold]: {decision.action}: {decision.reason}")
     else:
         console.print(f"[bold]{info.name}/{folder.name}[/bold]: launch: a new run")
-    for stage, parent in proposal.spec.parents.items():
-        console.print(f"  parent {stage}: {parent.id}, digest {parent.digest[:16]}")
+    for role, parent in proposal.spec.parents.items():
+        console.print(f"  parent {role}: {parent.id}, digest {parent.digest[:16]}")
     estimate.show(console, info, arguments)
     if info.name == "preprocess":
         from launch import preprocess_estimate  # loads the decoder, which no other launcher needs

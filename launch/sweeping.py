@@ -24,6 +24,7 @@ from experiments.registry import Registry, default_home
 from experiments.run import Run
 from launch import submit, sweep_table
 from launch.arguments import Arguments, parse
+from launch.parents import shared
 from launch.proposal import Proposal, check_batch, create, order, parts_of, propose
 from launch.stages import STAGES, StageInfo
 from launch.start import start
@@ -101,7 +102,8 @@ def parse_sweep(registry: Registry, typed: Sequence[str]) -> Sweep:
     trials: list[Trial] = []
     for point in found:
         # One set of parents for all, even if another is finished meanwhile.
-        named = {stage: parent.id for stage, parent in trials[0].proposal.spec.parents.items()} if trials else {}
+        pinned = shared(trials[0].proposal.spec.parents) if trials else {}  # a teacher goes by the point
+        named = {stage: parent.id for stage, parent in pinned.items()}
         mine = replace(base, recipe=applied(base.recipe, point), parents=base.parents | named)
         check_batch(info, mine)
         trials.append(Trial(point=point, arguments=mine, proposal=propose(registry, info, mine)))

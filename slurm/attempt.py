@@ -97,11 +97,11 @@ def try_end(attempt: Attempt, kind: EndKind, **details: Any) -> None:
 
 
 def parents_of(run: Run) -> dict[str, Run]:
-    """Open the pinned parents; ValueError where one is gone or holds something else than was pinned."""
+    """Open the pinned parents, by role; ValueError where one is gone or holds something else than was pinned."""
     registry = Registry(run.folder.parents[2])
     found = {}
     for name, pinned in run.spec.parents.items():
-        parent = registry.find(pinned.id, name)
+        parent = registry.find(pinned.id, pinned.stage)
         record = parent.done()
         if record is None or record["digest"] != pinned.digest:
             raise ValueError(

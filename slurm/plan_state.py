@@ -13,7 +13,7 @@ from typing import Literal
 
 from experiments import files, plan, reconcile
 from experiments.intents import Intent
-from experiments.plan import Lineage, Link, Plan, Standing
+from experiments.plan import Lineage, Plan, Standing
 from experiments.reconcile import Liveness
 from experiments.registry import Registry
 from experiments.run import Run
@@ -75,32 +75,33 @@ def told(one: Plan, intent: Intent | None, liveness: Liveness | None) -> PlanSta
 def look(registry: Registry, lineage: Lineage, known: Mapping[str, Standing] | None = None) -> dict[str, Standing]:
     """Tell where each stage of a lineage stands; those in `known` are not looked at again."""
     found = dict(known or {})
-    for stage, link in lineage.items():
+    for stage in lineage:
         if stage not in found:
-            found[stage] = _of_stage(registry, lineage, link, found)
+            found[stage] = _of_stage(registry, lineage, stage, found)
     return found
 
 
 def parents_of(registry: Registry, lineage: Lineage, stage: str) -> list[Standing]:
-    """Tell where the parents of a stage stand, ancestors first."""
+    """Tell where the parents of a stage stand, in the order of its link's parents."""
     found = look(registry, {name: link for name, link in plan.part_of(lineage, stage).items() if name != stage})
     return [found[name] for name in lineage[stage].parents]
 
 
-def _of_stage(registry: Registry, lineage: Lineage, link: Link, found: Mapping[str, Standing]) -> Standing:
+def _of_stage(registry: Registry, lineage: Lineage, stage: str, found: Mapping[str, Standing]) -> Standing:
+    link = lineage[stage]
     pins = {name: pin for name in link.parents if (pin := found[name].pin) is not None}
     run = _run(registry, link.stage, plan.run_id(link, pins)) if len(pins) == len(link.parents) else None
     of_run = _of_run(run) if run is not None and (run.is_done() or run.newest_intent()) else None
     if of_run is not None and of_run.state != "ended":
         return of_run
     # Its job may be about to make the run, or to go on with it.
-    one = plan.find(registry.home, link.stage, plan.plan_id(lineage, link.stage))
+    one = plan.find(registry.home, link.stage, plan.plan_id(lineage, stage))
     of_plan = _of_plan(one) if one is not None else None
     if of_plan is not None and (of_run is None or of_plan.state == "alive"):
         return of_plan
     if of_run is not None:
         return of_run
-    name = f"{link.stage} {link.run}".rstrip()
+    name = f"{stage.replace('.', ' ')} {link.run}".rstrip()
     reason = f"{name}: nothing was submitted that makes it (launch/{link.stage}.py does, launch/pipeline.py all stages)"
     return Standing(stage=link.stage, name=name, state="ended", attempted=False, reason=reason)
 

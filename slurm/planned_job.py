@@ -136,11 +136,9 @@ def _settled_verdict(one: Plan) -> Verdict:
 def _make_run(one: Plan, intent: int) -> tuple[Run, int | None] | None:
     """Make or open the run, and claim an intent of it for this job unless that is needless."""
     registry = Registry(one.home)
-    pins = {
-        parent.stage: parent.pin
-        for parent in plan_state.parents_of(registry, one.spec.lineage, one.stage)
-        if parent.pin is not None
-    }
+    parents = plan_state.parents_of(registry, one.spec.lineage, one.stage)
+    names = one.spec.lineage[one.stage].parents
+    pins = {name: parent.pin for name, parent in zip(names, parents, strict=True) if parent.pin is not None}
     run = registry.create(plan.run_spec(one.spec, pins))
     asked = one.intent(intent)
     request: dict[str, Any] = asked.request

@@ -25,6 +25,7 @@ from dalle2_video.training.stop import PREEMPT, StopSignals
 from dalle2_video.training.watchdog import Hang, Watchdog, summary, suspect
 from experiments import files
 from experiments.milestones import Milestones
+from experiments.plan import TEACHER
 from experiments.run import Attempt, Run, Superseded
 from slurm import leaving, logs, notify, rendezvous, tracking
 from slurm.attempt import claim, parents_of, record_failure, supervised_attempt, try_end
@@ -82,6 +83,7 @@ def train(run: Run, intent: int, request: dict[str, Any], signals: StopSignals, 
             captions=from_dict(CaptionConfig, run.spec.config.get("captions", {})),
             augment=from_dict(AugmentConfig, run.spec.config.get("augment", {})),
             exports={name: parent.folder / "export" for name, parent in parents.items() if name in CONFIG_TYPES},
+            teacher=parents[TEACHER].folder / "export" if TEACHER in parents else None,
             embeddings=(parents["embed"].done() or {})["embeddings"] if "embed" in parents else None,
             text_tower=Path(run.spec.inputs["text_tower"]) if "text_tower" in run.spec.inputs else None,
             activation_checkpointing=runtime.activation_checkpointing,

@@ -116,8 +116,8 @@ def _command(maker: Run, data_root: Path | None) -> str:
         return prefix + spec.inputs[IMPORT_COMMAND]
     recipe = load_recipe(spec.recipe)
     config = dict(spec.config)
-    for stage, parent in spec.parents.items():
-        config |= _registry_of(maker).find(parent.id, stage).spec.config
+    for parent in spec.parents.values():
+        config |= _registry_of(maker).find(parent.id, parent.stage).spec.config
     parts = {part: config[part] for part in needed_parts(info)}
     changed = dataclasses.replace(
         recipe,

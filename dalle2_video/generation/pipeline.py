@@ -202,7 +202,8 @@ def _video(
     on_step: OnStep | None,
 ) -> Tensor:
     """Sample a stage's videos, (b, *shape)."""
-    diffusion = stage.config.diffusion
+    stage.config.distillation.check_sampler(f"sample.{stage.stage}", sampler, guidance)
+    diffusion = stage.config.distillation.sampling(stage.config.diffusion)
     return sample_guided(
         predict,
         draws.normal(stage.stage, shape),

@@ -10,28 +10,35 @@ from dalle2_video.data.batches import WindowDataset, to_float
 from dalle2_video.data.draws import Draws
 from dalle2_video.data.store import Split
 from dalle2_video.models.factory import build, export_files
-from dalle2_video.stages.denoising import denoise
+from dalle2_video.stages.distillation import Network, Teacher, learn, load_teacher
 from dalle2_video.stages.frozen_clip import FrozenClip
 from dalle2_video.stages.inputs import StageInputs
 from dalle2_video.stages.stage import Batch, Metrics, Model
+from dalle2_video.teaching import students_optim
 
 
 class DecoderStage:
     """3D U-Net that inverts CLIP's video encoder."""
 
+    teacher: Teacher | None = None
+
     def __init__(self, inputs: StageInputs) -> None:
         self.inputs, self.config = inputs, inputs.config
         assert isinstance(self.config, DecoderConfig)
-        self.optim = self.config.optim
+        self.optim = students_optim(self.config)
         self.clip = FrozenClip(inputs.exports["clip"])
+        self.teacher = load_teacher(self.config, "decoder", inputs.teacher)
 
     def build(self) -> nn.Module:
-        """Return the U-Net."""
-        return build(self.config, self.clip.dims, activation_checkpointing=self.inputs.activation_checkpointing)
+        """Return the U-Net, a student's with its teacher's weights."""
+        unet = build(self.config, self.clip.dims, activation_checkpointing=self.inputs.activation_checkpointing)
+        return unet if self.teacher is None else self.teacher.begin(unet)
 
     def to(self, device: torch.device) -> None:
-        """Move the frozen CLIP."""
+        """Move the frozen CLIP and the teacher."""
         self.clip.to(device)
+        if self.teacher is not None:
+            self.teacher.to(device)
 
     def dataset(self, split: Split) -> WindowDataset:
         """Windows whose start has an embedding."""
@@ -42,8 +49,8 @@ class DecoderStage:
         """Squared error of the prediction, and the loss of a learned variance."""
         text = self.clip.encode_text(batch["tokens"], batch["length"])
 
-        def predict(noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
-            return model(
+        def predict_by(network: Network, noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
+            return network(
                 noised,
                 logsnr,
                 encodings_bld=text.encodings_bld,
@@ -52,7 +59,8 @@ class DecoderStage:
                 embedding_bd=batch["embedding"],
             )
 
-        found = denoise(predict, to_float(batch["video"]), draws, self.config.diffusion, batch.get("valid"))
+        x0 = to_float(batch["video"])
+        found = learn(self.teacher, predict_by, model, x0, draws, self.config, batch.get("valid"))
         return found.loss, found.metrics
 
     def export_files(self) -> dict[str, str]:

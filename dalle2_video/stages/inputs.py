@@ -27,6 +27,8 @@ class StageInputs:
     """Changes to a training sample."""
     exports: dict[str, Path] = field(default_factory=dict)
     """Export folders of trained parents, by stage."""
+    teacher: Path | None = None
+    """Export folder of the run of the same stage that a student learns from."""
     embeddings: str | None = None
     """Name of the video embeddings in the store."""
     text_tower: Path | None = None

@@ -10,34 +10,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dalle2_video.config import SuperResolutionConfig
+from dalle2_video.config import SpatialSrConfig, TemporalSrConfig
 from dalle2_video.data.draws import Draws
 from dalle2_video.diffusion.schedule import add_noise, log_snr
 from dalle2_video.models.factory import build, export_files
-from dalle2_video.stages.denoising import denoise
+from dalle2_video.stages.distillation import Network, Teacher, learn, load_teacher
 from dalle2_video.stages.frozen_clip import FrozenClip
 from dalle2_video.stages.inputs import StageInputs
 from dalle2_video.stages.stage import Batch, Metrics, Model
+from dalle2_video.teaching import students_optim
 
 
 class SuperResolution:
     """Base of the two stages: text-conditioned denoising of a video given a worse one."""
 
     name: str
+    teacher: Teacher | None = None
 
     def __init__(self, inputs: StageInputs) -> None:
         self.inputs, self.config = inputs, inputs.config
-        assert isinstance(self.config, SuperResolutionConfig)
-        self.optim = self.config.optim
+        assert isinstance(self.config, TemporalSrConfig | SpatialSrConfig)
+        self.optim = students_optim(self.config)
         self.clip = FrozenClip(inputs.exports["clip"])
+        self.teacher = load_teacher(self.config, self.name, inputs.teacher)
 
     def build(self) -> nn.Module:
-        """Return the U-Net."""
-        return build(self.config, self.clip.dims, activation_checkpointing=self.inputs.activation_checkpointing)
+        """Return the U-Net, a student's with its teacher's weights."""
+        unet = build(self.config, self.clip.dims, activation_checkpointing=self.inputs.activation_checkpointing)
+        return unet if self.teacher is None else self.teacher.begin(unet)
 
     def to(self, device: torch.device) -> None:
-        """Move the frozen CLIP."""
+        """Move the frozen CLIP and the teacher."""
         self.clip.to(device)
+        if self.teacher is not None:
+            self.teacher.to(device)
 
     def denoising_loss(
         self, model: Model, batch: Batch, draws: Draws, x0: Tensor, given: Tensor, augmentation_logsnr: Tensor
@@ -48,8 +54,8 @@ class SuperResolution:
         """
         text = self.clip.encode_text(batch["tokens"], batch["length"])
 
-        def predict(noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
-            return model(
+        def predict_by(network: Network, noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
+            return network(
                 noised,
                 logsnr,
                 encodings_bld=text.encodings_bld,
@@ -59,7 +65,7 @@ class SuperResolution:
                 low_res_logsnr_b=augmentation_logsnr,
             )
 
-        found = denoise(predict, x0, draws, self.config.diffusion, batch.get("valid"))
+        found = learn(self.teacher, predict_by, model, x0, draws, self.config, batch.get("valid"))
         return found.loss, found.metrics
 
     def augment(self, low_bcthw: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,9 @@ from dalle2_video.models.clip import Clip
 from dalle2_video.models.factory import ModelDims, StageConfig, build
 from dalle2_video.runtime import Checkpointing
 from dalle2_video.stages import STAGES
+from dalle2_video.stages.distillation import Teacher
 from dalle2_video.stages.frozen_clip import FrozenClip
+from dalle2_video.teaching import VideoConfig, teachers_config
 from dalle2_video.training import allocation
 from dalle2_video.training.live_memory import LiveMemory, fake_tensors
 
@@ -43,7 +45,7 @@ class MemoryEstimate:
     buckets: int
     """Gathered weights and gradients on their way between ranks."""
     frozen: int
-    """CLIP's weights, where a stage is conditioned on it: whole on every rank."""
+    """CLIP's weights, where a stage is conditioned on it, and a teacher's: whole on every rank."""
     activations: int
     """Highest sum of all other tensors in a forward and backward pass."""
     process: int
@@ -84,15 +86,16 @@ def estimate(
         count = _count(module)
         trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         clip = None if stage == "clip" else Clip(recipe.clip, dims.vocab_size, dims.text_context)
+        teacher = _teacher(config, dims)
         heap_below = 0 if cuda else allocation.USUAL_BYTES if checkpointing == "none" else allocation.THRIFTY_BYTES
         memory = LiveMemory(heap_below=heap_below, heap_waste=HEAP_WASTE)
-        activations = _peak_of_step(memory, stage, config, dims, module, clip, micro_batch)
+        activations = _peak_of_step(memory, stage, config, dims, module, clip, teacher, micro_batch)
     return MemoryEstimate(
         parameters=count,
         states=states(trained, world_size=world_size, zero_stage=zero_stage, bf16=bf16)
         + (count - trained) * (2 if bf16 else 4) // (world_size if zero_stage == 3 else 1),
         buckets=_buckets(count, zero_stage=zero_stage, bf16=bf16, cuda=cuda),
-        frozen=4 * _count(clip) if clip is not None else 0,
+        frozen=4 * sum(_count(one) for one in (clip, teacher.module if teacher else None) if one is not None),
         activations=activations,
         process=0 if cuda else PROCESS_BYTES,
     )
@@ -136,6 +139,14 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def _teacher(config: StageConfig, dims: ModelDims) -> Teacher | None:
+    """Return the teacher of a distilled stage, with weights of no content."""
+    if not isinstance(config, VideoConfig):
+        return None
+    its = teachers_config(config)
+    return Teacher(config, its, build(its, dims)) if its is not None else None
+
+
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -163,6 +174,7 @@ def _peak_of_step(
     dims: ModelDims,
     module: nn.Module,
     clip: Clip | None,
+    teacher: Teacher | None,
     count: int,
 ) -> int:
     """Highest number of bytes in a forward and backward pass over `count` samples, beside weights and their gradients.
@@ -173,11 +185,19 @@ def _peak_of_step(
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     with memory:
-        _loss(stage, config, dims, module, clip, count).backward()
+        _loss(stage, config, dims, module, clip, teacher, count).backward()
     return memory.peak
 
 
-def _loss(stage: str, config: Any, dims: ModelDims, module: nn.Module, clip: Clip | None, count: int) -> Tensor:
+def _loss(
+    stage: str,
+    config: Any,
+    dims: ModelDims,
+    module: nn.Module,
+    clip: Clip | None,
+    teacher: Teacher | None,
+    count: int,
+) -> Tensor:
     """The stage's loss, of a batch without content."""
     kind: Any = STAGES[stage]
     learner = kind.__new__(kind)  # its parents and its store are not there yet
@@ -185,7 +205,7 @@ def _loss(stage: str, config: Any, dims: ModelDims, module: nn.Module, clip: Cli
     if clip is not None:
         frozen = FrozenClip.__new__(FrozenClip)
         frozen.module, frozen.dims = clip.eval().requires_grad_(False), dims
-        learner.clip = frozen
+        learner.clip, learner.teacher = frozen, teacher
     batch = {
         "tokens": torch.empty((count, dims.text_context), dtype=torch.int64),
         "length": torch.empty(count, dtype=torch.int64),

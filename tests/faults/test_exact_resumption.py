@@ -47,6 +47,13 @@ CASES = {
     ),
 }
 """All five stages drop conditions (but CLIP, which has none) and activations; padded clips; two learn variances."""
+CASES["decoder-distilled"] = dataclasses.replace(
+    CASES["decoder"], distillation={"steps": 26, "guidance": 2.0}, teacher="decoder-undisturbed"
+)
+CASES["temporal_sr-bf16-distilled"] = dataclasses.replace(
+    CASES["temporal_sr-bf16"], distillation={"steps": 25}, teacher="temporal_sr-bf16-undisturbed"
+)
+"""Students of the undisturbed runs: with guidance folded in; in bf16."""
 
 
 KEPT = {

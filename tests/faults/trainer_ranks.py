@@ -24,6 +24,7 @@ from dalle2_video.config import (
     ClipConfig,
     DecoderConfig,
     DiffusionConfig,
+    DistillationConfig,
     OptimConfig,
     PriorConfig,
     SpatialSrConfig,
@@ -57,6 +58,9 @@ class Case:
     runtime: dict[str, Any] = dataclasses.field(default_factory=dict)
     dropout: float = 0.0
     diffusion: dict[str, Any] = dataclasses.field(default_factory=dict)
+    distillation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    teacher: str | None = None
+    """Run whose export the student learns from."""
     joined: bool = False
     mirror: bool = False
 
@@ -85,7 +89,8 @@ class Case:
             head_dim=16,
             dropout=self.dropout,
         )
-        shared: dict[str, Any] = {"unet": unet, "diffusion": diffusion, "optim": optim}
+        distillation = DistillationConfig(**self.distillation)
+        shared: dict[str, Any] = {"unet": unet, "diffusion": diffusion, "distillation": distillation, "optim": optim}
         if self.stage == "decoder":
             return DecoderConfig(window=LOW, **shared)
         if self.stage == "temporal_sr":
@@ -290,6 +295,7 @@ def run_attempt(folder: Path, attempt: Attempt, device: Any, watchdog: Any) -> d
         captions=CaptionConfig(choose="joined" if case.joined else "one"),
         augment=AugmentConfig(mirror=case.mirror),
         exports={"clip": folder / "clip"},
+        teacher=runs / case.teacher / "export" if case.teacher is not None else None,
         embeddings=EMBEDDINGS,
         activation_checkpointing=runtime.activation_checkpointing,
     )

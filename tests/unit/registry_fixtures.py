@@ -9,6 +9,7 @@ from typing import Any
 
 from dalle2_video.config import Recipe
 from experiments import identity
+from experiments.plan import TEACHER
 from experiments.reconcile import FREE_ENDS
 from experiments.registry import Registry
 from experiments.run import AttemptRecord, Run, RunSpec
@@ -43,10 +44,18 @@ def stage_config(recipe: Recipe, stage: str) -> dict[str, Any]:
 
 
 def make_run(
-    registry: Registry, recipe: Recipe, stage: str, parents: Sequence[Run] = (), *, done: bool = True, salt: str = ""
+    registry: Registry,
+    recipe: Recipe,
+    stage: str,
+    parents: Sequence[Run] = (),
+    *,
+    teacher: Run | None = None,
+    done: bool = True,
+    salt: str = "",
 ) -> Run:
     """Create the run that a launcher would, by default a finished one; salt: gives another run of the same recipe."""
     pinned = {run.spec.stage: run.as_parent() for run in parents}
+    pinned |= {TEACHER: teacher.as_parent()} if teacher is not None else {}
     parts = {part: getattr(recipe, part) for part in STAGES[stage].parts}
     run = registry.create(
         RunSpec(

@@ -72,7 +72,7 @@ def test_a_launcher_offers_no_option_of_a_part_that_its_stage_does_not_read(help
     assert ("tasks" in options) == ("parallel" in options) == (not training)
     assert ("data-root" in options) == (stage == "preprocess")
     parents = {option.removeprefix("parents.") for option in options if option.startswith("parents.")}
-    assert parents == {parent.replace("_", "-") for parent in STAGES[stage].parents}
+    assert parents == {role.replace("_", "-") for role in STAGES[stage].roles}
 
 
 @pytest.mark.parametrize(
