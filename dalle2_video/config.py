@@ -8,7 +8,7 @@ in `data_config`. Nothing here imports torch, so that the launchers start quickl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dalle2_video.checks import require, require_fraction, require_positive
@@ -246,12 +246,30 @@ class UnetConfig:
         require(size % factor == 0, "window.size", size, f"must be a multiple of {factor} (dim_mults={self.dim_mults})")
 
 
+def check_strides(name: str, strides: tuple[int, ...], window: WindowConfig) -> None:
+    """Raise ValueError where strides to draw from do not fit the window of the stage `name`."""
+    require(
+        not strides
+        or (len(strides) > 1 and min(strides) > 0 and list(strides) == sorted({*strides}) and window.stride in strides),
+        f"{name}.strides",
+        strides,
+        f"must be empty, or two or more, ascending, with window.stride={window.stride} among them",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """Decoder: CLIP video embedding and text encodings to a low-rate, low-resolution video."""
 
     window: WindowConfig
     """Frames that the decoder makes."""
+    strides: tuple[int, ...] = ()
+    """Strides of window that training draws from; the frame rate is a condition then, and sampling may choose among
+    them. Two or more, ascending, window.stride among them; empty: window.stride alone, without that condition. A
+    video's CLIP embedding is that of CLIP's own window at the same start."""
+    joint_images: int = 0
+    """Single frames of other clips that are learnt beside each video, each a sample with a caption and an embedding of
+    its own (Ho et al. 2022, sec. 4.1: up to 8 helped); 0 or more. A student (distillation) learns from videos alone."""
     unet: UnetConfig
     """Network."""
     diffusion: DiffusionConfig
@@ -264,6 +282,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         self.unet.check_size(self.window.size)
         self.distillation.check("decoder.distillation", self.diffusion)
+        check_strides("decoder", self.strides, self.window)
+        require(self.joint_images >= 0, "decoder.joint_images", self.joint_images, "must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +292,9 @@ class SuperResolutionConfig:
 
     window: WindowConfig
     """Frames that the stage makes."""
+    strides: tuple[int, ...] = ()
+    """Strides of window that training draws from, as decoder.strides: of rates that the stages before make. Empty:
+    window.stride alone, without the frame rate as a condition; the whole chain then makes that rate alone."""
     max_augmentation: float = 0.5
     """Conditioning frames are noised to a random time in [0, this] in training (Ho et al. 2021); [0, 1)."""
     sampling_augmentation: float = 0.1
@@ -288,6 +311,7 @@ class SuperResolutionConfig:
     def __post_init__(self) -> None:
         self.unet.check_size(self.window.size)
         self.distillation.check(f"{type(self).__name__}.distillation", self.diffusion)
+        check_strides(type(self).__name__, self.strides, self.window)
         require_fraction(self, "max_augmentation", "sampling_augmentation")
         require(
             self.sampling_augmentation <= self.max_augmentation,
@@ -303,6 +327,9 @@ class TemporalSrConfig(SuperResolutionConfig):
 
     factor: int = 2
     """Frames made for each frame given; divides window.num_frames; 2 or more."""
+    conditioning: Literal["repeat", "blank"] = "repeat"
+    """What stands where no frame is given: the one before it, repeated, or a blank frame (Ho et al. 2022, Imagen Video,
+    sec. 2.3)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -453,6 +480,15 @@ class Recipe:
                 f"data.min_frames={self.data.min_frames} guarantees; raise --data.min-frames "
                 "or set --data.short-clips pad",
             )
+            largest = max(getattr(config, "strides", ()), default=window.stride)
+            span = replace(window, stride=largest).span
+            require(
+                span <= self.data.min_frames or self.data.short_clips == "pad",
+                f"{stage}.strides",
+                largest,
+                f"times {window.num_frames} frames spans {span} stored frames, more than data.min_frames="
+                f"{self.data.min_frames} guarantees; raise --data.min-frames or set --data.short-clips pad",
+            )
         for stage in ("prior", "decoder", "temporal_sr", "spatial_sr"):
             config = getattr(self, stage)
             if config is not None:
@@ -466,8 +502,27 @@ class Recipe:
         )
         self._check_cascade()
 
+    def _check_rates(self) -> None:
+        """Raise ValueError where a super-resolution stage learns a frame rate that no stage before it makes."""
+        made = self.decoder.strides or (self.decoder.window.stride,)
+        for name, config in (("temporal_sr", self.temporal_sr), ("spatial_sr", self.spatial_sr)):
+            if config is None:
+                continue
+            factor = config.factor if isinstance(config, TemporalSrConfig) else 1
+            fitting = tuple(stride // factor for stride in made if stride % factor == 0)
+            require(
+                set(config.strides) <= {*fitting},
+                f"{name}.strides",
+                config.strides,
+                f"are of rates that the stages before it do not make, with strides {made}; it can have {fitting}"
+                if len(fitting) > 1
+                else "must be empty: the stages before it make one rate, or one that it can go on from",
+            )
+            made = config.strides or (config.window.stride,)
+
     def _check_cascade(self) -> None:
         made_by, made = "decoder", self.decoder.window
+        self._check_rates()
         if self.temporal_sr is not None:
             low, high = made, self.temporal_sr.window
             expected = (low.size, low.num_frames * self.temporal_sr.factor, low.stride)

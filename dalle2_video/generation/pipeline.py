@@ -25,8 +25,9 @@ from dalle2_video.diffusion_config import SamplerConfig
 from dalle2_video.models.factory import TOKENIZER, Exported, load_export
 from dalle2_video.stages.frozen_clip import FrozenClip, TextCondition
 from dalle2_video.stages.prior import sample_embeddings
+from dalle2_video.stages.rates import fps_condition
 from dalle2_video.stages.spatial_sr import upsample
-from dalle2_video.stages.temporal_sr import repeat_frames
+from dalle2_video.stages.temporal_sr import to_full_rate
 
 OnStep = Callable[[str, int, int], None]
 DEFAULTS = SampleConfig()
@@ -130,6 +131,7 @@ class VideoPipeline:
                 text_mask_bl=_for(noised, text.mask_bl),
                 keep_b=keep,
                 embedding_bd=_for(noised, embedding_bd),
+                **_own_rate(self.decoder, noised),
             )
 
         shape = (3, window.num_frames, window.size, window.size)
@@ -151,7 +153,7 @@ class VideoPipeline:
         logsnr_aug = log_snr(time, config.diffusion)
         noised_low = add_noise(low, draws.normal(f"{stage.stage} augmentation", tuple(low.shape[1:])), logsnr_aug)
         if isinstance(config, TemporalSrConfig):
-            given = repeat_frames(noised_low, config.factor)
+            given = to_full_rate(noised_low, config)
         else:
             given = upsample(noised_low, config.window.size)
 
@@ -164,6 +166,7 @@ class VideoPipeline:
                 keep_b=keep,
                 low_res_bcthw=_for(noised, given),
                 low_res_logsnr_b=_for(noised, logsnr_aug),
+                **_own_rate(stage, noised),
             )
 
         return _video(stage, predict, tuple(given.shape[1:]), draws, getattr(options, stage.stage), None, on_step)
@@ -214,6 +217,12 @@ def _video(
         clip_x0=True,
         on_step=_reporter(on_step, stage.stage, num_steps(diffusion, sampler)),
     )
+
+
+def _own_rate(stage: Exported, noised: Tensor) -> dict[str, Tensor]:
+    """Return the condition on the frame rate of the stage's own window, where it has learnt several."""
+    strides = torch.full((len(noised),), stage.config.window.stride, device=noised.device)
+    return fps_condition(stage.config, stage.fps, strides)
 
 
 def _for(noised: Tensor, condition: Tensor) -> Tensor:

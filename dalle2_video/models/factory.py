@@ -60,6 +60,7 @@ def build(config: StageConfig, dims: ModelDims, *, activation_checkpointing: Che
         embedding_dim=dims.embed_dim if isinstance(config, DecoderConfig) else None,
         text_dim=dims.text_dim,
         low_res=not isinstance(config, DecoderConfig),
+        fps=bool(config.strides),
         learned_variance=config.diffusion.learned_variance != "none",
         activation_checkpointing=activation_checkpointing,
     )

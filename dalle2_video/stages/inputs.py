@@ -37,7 +37,14 @@ class StageInputs:
     """What the backward pass computes again instead of finding it kept; see models/recompute.py."""
 
     def samples(
-        self, split: Split, window: WindowConfig | None, *, low_size: int | None = None, embeddings: str | None = None
+        self,
+        split: Split,
+        window: WindowConfig | None,
+        *,
+        low_size: int | None = None,
+        embeddings: str | None = None,
+        images: int = 0,
+        strides: tuple[int, ...] = (),
     ) -> WindowDataset:
         """Return the run's samples of a split; see WindowDataset."""
         return WindowDataset(
@@ -48,5 +55,7 @@ class StageInputs:
             low_size=low_size,
             embeddings=embeddings,
             captions=self.captions,
+            images=images,
+            strides=strides,
             mirror=self.augment.mirror and split == "train" and window is not None,
         )

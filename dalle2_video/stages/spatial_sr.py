@@ -28,7 +28,9 @@ class SpatialSrStage(SuperResolution):
 
     def dataset(self, split: Split) -> WindowDataset:
         """Windows at both sizes."""
-        return self.inputs.samples(split, self.config.window, low_size=self.config.low_size)
+        return self.inputs.samples(
+            split, self.config.window, low_size=self.config.low_size, strides=self.config.strides
+        )
 
     def loss(self, model: Model, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         """Squared error of the prediction on a random crop."""

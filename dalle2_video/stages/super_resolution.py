@@ -17,6 +17,7 @@ from dalle2_video.models.factory import build, export_files
 from dalle2_video.stages.distillation import Network, Teacher, learn, load_teacher
 from dalle2_video.stages.frozen_clip import FrozenClip
 from dalle2_video.stages.inputs import StageInputs
+from dalle2_video.stages.rates import fps_condition
 from dalle2_video.stages.stage import Batch, Metrics, Model
 from dalle2_video.teaching import students_optim
 
@@ -53,6 +54,7 @@ class SuperResolution:
         x0, given: (b, 3, t, h, w); `given` is noised to augmentation_logsnr (b,) and brought to the shape of x0.
         """
         text = self.clip.encode_text(batch["tokens"], batch["length"])
+        rate = fps_condition(self.config, self.clip.fps, batch.get("stride"))
 
         def predict_by(network: Network, noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
             return network(
@@ -63,6 +65,7 @@ class SuperResolution:
                 keep_b=keep,
                 low_res_bcthw=given,
                 low_res_logsnr_b=augmentation_logsnr,
+                **rate,
             )
 
         found = learn(self.teacher, predict_by, model, x0, draws, self.config, batch.get("valid"))

@@ -163,6 +163,9 @@ class _Draws:
     def uniform(self, purpose: str) -> Tensor:
         return torch.empty(self.count)
 
+    def of_images(self, images: int) -> _Draws:
+        return _Draws(self.count * images)
+
     def keep(self, purpose: str, drop_probability: float) -> Tensor:
         return torch.empty(self.count, dtype=torch.bool)
 
@@ -204,7 +207,7 @@ def _loss(
     learner.config, draws = config, _Draws(count)
     if clip is not None:
         frozen = FrozenClip.__new__(FrozenClip)
-        frozen.module, frozen.dims = clip.eval().requires_grad_(False), dims
+        frozen.module, frozen.dims, frozen.fps = clip.eval().requires_grad_(False), dims, 1.0
         learner.clip, learner.teacher = frozen, teacher
     batch = {
         "tokens": torch.empty((count, dims.text_context), dtype=torch.int64),
@@ -214,6 +217,16 @@ def _loss(
     if isinstance(config, ClipConfig | DecoderConfig | SuperResolutionConfig):
         size = config.window.size
         batch["video"] = torch.empty((count, config.window.num_frames, size, size, 3), dtype=torch.uint8)
+    if isinstance(config, VideoConfig):
+        batch["stride"] = torch.empty(count, dtype=torch.int64)
+    if isinstance(config, DecoderConfig) and config.joint_images and teacher is None:
+        images = (count, config.joint_images)
+        batch |= {
+            "images": torch.empty((*images, size, size, 3), dtype=torch.uint8),
+            "image_tokens": torch.empty((*images, dims.text_context), dtype=torch.int64),
+            "image_lengths": torch.empty(images, dtype=torch.int64),
+            "image_embeddings": torch.empty((*images, dims.embed_dim)),
+        }
     if isinstance(config, SpatialSrConfig):
         # Crops are cut by numbers, which fake tensors have none of.
         video = torch.empty((count, 3, config.window.num_frames, config.window.size, config.window.size))

@@ -30,6 +30,13 @@ CASES = {
         diffusion={"learned_variance": "range", "zero_terminal_snr": True},
         runtime={"micro_batch": 3, "activation_checkpointing": "full"} | SELDOM,
     ),
+    "decoder-joint": Case(
+        stage="decoder",
+        dropout=0.1,
+        joint_images=2,
+        strides=(5, 10),
+        runtime={"micro_batch": 3, "activation_checkpointing": "selective"},
+    ),
     "decoder-bf16": Case(stage="decoder", dropout=0.1, optim=BF16, runtime={"micro_batch": 3, "workers": 1}),
     "spatial_sr": Case(
         stage="spatial_sr", dropout=0.1, mirror=True, runtime={"micro_batch": 3, "zero_stage": 0} | SELDOM
@@ -37,7 +44,7 @@ CASES = {
     "spatial_sr-bf16": Case(
         stage="spatial_sr", dropout=0.1, joined=True, optim=BF16, runtime={"activation_checkpointing": "selective"}
     ),
-    "temporal_sr": Case(stage="temporal_sr", dropout=0.1, runtime={"micro_batch": 3, "zero_stage": 2}),
+    "temporal_sr": Case(stage="temporal_sr", dropout=0.1, strides=(2, 5), runtime={"micro_batch": 3, "zero_stage": 2}),
     "temporal_sr-bf16": Case(
         stage="temporal_sr",
         dropout=0.1,
@@ -46,7 +53,8 @@ CASES = {
         runtime={"micro_batch": 3, "activation_checkpointing": "selective"},
     ),
 }
-"""All five stages drop conditions (but CLIP, which has none) and activations; padded clips; two learn variances."""
+"""All five stages drop conditions (but CLIP, which has none) and activations; padded clips; two learn variances, one
+has images beside its videos, two have several frame rates."""
 CASES["decoder-distilled"] = dataclasses.replace(
     CASES["decoder"], distillation={"steps": 26, "guidance": 2.0}, teacher="decoder-undisturbed"
 )

@@ -61,6 +61,10 @@ class Case:
     distillation: dict[str, Any] = dataclasses.field(default_factory=dict)
     teacher: str | None = None
     """Run whose export the student learns from."""
+    joint_images: int = 0
+    """Images beside each video, of a decoder."""
+    strides: tuple[int, ...] = ()
+    """Strides to draw from, of a decoder or a super-resolution stage."""
     joined: bool = False
     mirror: bool = False
 
@@ -91,8 +95,9 @@ class Case:
         )
         distillation = DistillationConfig(**self.distillation)
         shared: dict[str, Any] = {"unet": unet, "diffusion": diffusion, "distillation": distillation, "optim": optim}
+        shared["strides"] = tuple(self.strides)
         if self.stage == "decoder":
-            return DecoderConfig(window=LOW, **shared)
+            return DecoderConfig(window=LOW, joint_images=self.joint_images, **shared)
         if self.stage == "temporal_sr":
             return TemporalSrConfig(window=HIGH, **shared)
         return SpatialSrConfig(window=HIGH, low_size=8, crop_size=8, **shared)
@@ -240,6 +245,9 @@ class RecordedDraws:
             return values
 
         return draw
+
+    def of_images(self, images: int) -> RecordedDraws:
+        return RecordedDraws(self.draws.of_images(images), [one for one in self.digests for _ in range(images)])
 
 
 class WatchedStage:
