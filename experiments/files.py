@@ -90,6 +90,16 @@ def create_exclusive(path: Path, content: bytes) -> bool:
         return True
 
 
+def link_files(source: Path, folder: Path) -> None:
+    """Give the files of a folder a second name in an existing one, durably; nothing is copied.
+
+    They stay there when `source` is removed. Raises FileNotFoundError where that happened already.
+    """
+    for path in source.iterdir():
+        os.link(path, folder / path.name)
+    fsync_folder(folder)
+
+
 def publish(staged: Path, final: Path) -> None:
     """Move a finished file or folder to its public name, durably. The rename is the commit.
 

@@ -24,6 +24,8 @@ class Parent:
     stage: str
     id: str
     digest: str
+    step: int | None = None
+    """Of a checkpoint that an evaluation judges while the run goes on; the digest is then the checkpoint's."""
 
 
 def canonical_json(value: Any) -> str:

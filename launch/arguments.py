@@ -79,6 +79,22 @@ class DataFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgedOptions:
+    """Which run is evaluated; none of these: the newest CLIP that matches the recipe."""
+
+    of: str = ""
+    """Id of a finished run to judge: a CLIP, a prior, a decoder, or the videos of a sample run. Store, CLIP and
+    captions are those that it was made with; --parents.clip judges videos by another CLIP."""
+    watch: str = ""
+    """Id of a training, of a CLIP, a prior or a decoder: each new checkpoint is judged by a job of its own, until the
+    run is done. Stop it by Ctrl-C; the same command goes on."""
+
+    def __post_init__(self) -> None:
+        if self.of and self.watch:
+            raise ValueError(f"--of {self.of} --watch {self.watch}: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arguments:
     """A parsed command line."""
 
@@ -97,6 +113,8 @@ class Arguments:
     """The command that launches the parent of a role with the same options of the recipe."""
     typed: str
     """This command as it was typed."""
+    judged: JudgedOptions = field(default_factory=JudgedOptions)
+    """Of an evaluation."""
 
 
 def recipe_names() -> list[str]:
@@ -135,6 +153,7 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
             files=info.name == "preprocess",
             queue=bool(info.parents),
             parents=[*info.roles],
+            more=_more(info),
         ),
         args=rest,
         prog=f"launch/{info.name}.py",
@@ -161,6 +180,15 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
         after=hasattr(parsed, "queue") and parsed.queue.after,
         command=command,
         typed=shlex.join(["python", f"launch/{info.name}.py", *arguments]),
+        judged=getattr(parsed, "judged", JudgedOptions()),
+    )
+
+
+def _more(info: StageInfo) -> list[tuple[str, Any, Any]]:
+    """Return the options that one launcher alone has."""
+    flat = tyro.conf.arg(name="")
+    return [("judged", Annotated[JudgedOptions, flat], field(default_factory=JudgedOptions))] * (
+        info.name == "evaluate"
     )
 
 

@@ -50,6 +50,8 @@ def propose(registry: Registry, info: StageInfo, arguments: Arguments) -> Propos
     notes: list[str] = []
     if info.name == "sample" and not recipe.sample.prompts:
         raise ValueError(NO_PROMPTS)
+    if info.name == "evaluate":
+        recipe.evaluate.check_target("clip")
     if info.name == "preprocess":
         manifest, source, notes = _scan(arguments.data_root, recipe.data)
         inputs = {"data_root": str(Path(arguments.data_root).absolute())}

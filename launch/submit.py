@@ -20,7 +20,7 @@ from rich.markup import escape
 from experiments import code_snapshot, plan, reconcile
 from experiments.registry import Registry, default_home
 from experiments.run import Run
-from launch import array_progress, estimate, plans
+from launch import array_progress, estimate, judged, plans
 from launch.arguments import Arguments, parse
 from launch.progress import follow
 from launch.proposal import Proposal, check_batch, check_students_teacher, create, order, propose
@@ -62,10 +62,12 @@ def launch(info: StageInfo, arguments: Arguments) -> int:
     if arguments.options.dump_deepspeed_config:
         print(json.dumps(estimate.deepspeed_config(info, arguments), indent=1))
         return 0
+    if arguments.after and arguments.judged.of:
+        raise ValueError(f"--after --of {arguments.judged.of}: a run that is named must be done; leave --after out")
     if arguments.after:
         return _launch_behind(registry, info, arguments)
     try:
-        proposal = propose(registry, info, arguments)
+        proposal = _proposal(registry, info, arguments)
     except ValueError as error:
         if not arguments.options.dry_run:
             raise
@@ -84,6 +86,12 @@ def launch(info: StageInfo, arguments: Arguments) -> int:
             raise
         name = f"{info.name}/{folder.name}"
         raise ValueError(f"{name} was removed by somebody meanwhile; run the same command again") from error
+
+
+def _proposal(registry: Registry, info: StageInfo, arguments: Arguments) -> Proposal:
+    if not arguments.judged.of:
+        return propose(registry, info, arguments)
+    return judged.propose(registry, arguments, registry.find(arguments.judged.of))
 
 
 def _launch_behind(registry: Registry, info: StageInfo, arguments: Arguments) -> int:

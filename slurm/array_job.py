@@ -11,18 +11,23 @@ import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dalle2_video.config import EvaluateConfig, SampleConfig
 from dalle2_video.config_io import from_dict
-from dalle2_video.data_config import CaptionConfig, DataConfig
+from dalle2_video.data_config import CaptionConfig, DataConfig, WindowConfig
 from dalle2_video.task_array import Published, TaskArray
 from dalle2_video.training.stop import PREEMPT, StopFlag, StopSignals
-from experiments import files, identity
+from experiments import files, identity, judged
 from experiments.run import Attempt, Run
 from experiments.task_facts import event_of
 from slurm import leaving, notify
 from slurm.attempt import claim, parents_of, record_failure
+
+if TYPE_CHECKING:
+    import torch
+
+    from dalle2_video.evaluation.judge import Judge
 
 
 class Stopped(Exception):  # noqa: N818 - a state, not a defect of the task
@@ -38,10 +43,11 @@ def run_tasks(run: Run, intent: int, request: dict[str, Any], group: int, signal
     attempt = Attempt(run, claim(run, intent, request, group))
     worker: Worker | None = None
     try:
-        worker = Worker(run, attempt, _task_array(run, request, group), group)
+        worker = Worker(run, attempt, _task_array(attempt, request, group), group)
         if worker.work(request["groups"][group], stop=lambda: flag.poll() > 0):
             attempt.end("done", progress=worker.finished)
             if run.is_done():
+                judged.release(run)
                 notify.try_tell(run, "done")
             return 0
         told = flag.poll() == PREEMPT
@@ -122,8 +128,9 @@ def _publish(published: Published, root: Path) -> None:
         files.publish(staged, root / relative)
 
 
-def _task_array(run: Run, request: dict[str, Any], group: int) -> TaskArray:
+def _task_array(attempt: Attempt, request: dict[str, Any], group: int) -> TaskArray:
     """Return the array's work."""
+    run = attempt.run
     if run.spec.stage == "preprocess":
         from dalle2_video.data.celebv_text import ClipFile
         from dalle2_video.data.preprocess_array import PreprocessArray
@@ -155,15 +162,17 @@ def _task_array(run: Run, request: dict[str, Any], group: int) -> TaskArray:
     if run.spec.stage == "evaluate":
         from dalle2_video.evaluation.evaluate import EvaluateArray
 
+        config = from_dict(EvaluateConfig, run.spec.config["evaluate"])
+        pins = run.spec.parents.items()
         return EvaluateArray(
             root=run.folder / "evaluation",
-            store=parents["preprocess"].folder / "store",
-            clip_export=parents["clip"].folder / "export",
-            made_from={stage: {"id": pin.id, "digest": pin.digest} for stage, pin in run.spec.parents.items()},
-            config=from_dict(EvaluateConfig, run.spec.config["evaluate"]),
-            captions=from_dict(CaptionConfig, run.spec.config["captions"]),
+            judge=_judge(attempt, parents, config, device),
+            made_from={
+                stage: {"id": pin.id, "digest": pin.digest} | ({} if pin.step is None else {"step": pin.step})
+                for stage, pin in pins
+            },
+            config=config,
             seed=run.spec.config["seed"],
-            device=device,
         )
     from dalle2_video.generation.sample import SampleArray
 
@@ -175,3 +184,80 @@ def _task_array(run: Run, request: dict[str, Any], group: int) -> TaskArray:
         seed=run.spec.config["seed"],
         device=device,
     )
+
+
+def _judge(attempt: Attempt, parents: dict[str, Run], config: EvaluateConfig, device: torch.device) -> Judge:
+    """Return the judge of what an evaluation judges."""
+    from dalle2_video.evaluation.clip_judge import ClipJudge
+    from dalle2_video.evaluation.decoder_judge import DecoderJudge
+    from dalle2_video.evaluation.prior_judge import PriorJudge
+    from dalle2_video.evaluation.sample_judge import SampleJudge
+    from dalle2_video.evaluation.split_clips import SplitClips
+
+    run = attempt.run
+    spec, stage = run.spec, judged.stage_of(run.spec.parents)
+
+    def clips(**limits: int) -> SplitClips:
+        captions = from_dict(CaptionConfig, spec.config["captions"])
+        return SplitClips(parents["preprocess"].folder / "store", config, captions, spec.config["seed"], **limits)
+
+    def export(name: str) -> Path:
+        of_checkpoint = spec.parents[name].step is not None
+        return _export_of_checkpoint(attempt, parents[name]) if of_checkpoint else parents[name].folder / "export"
+
+    clip, mine = functools.partial(export, "clip"), functools.partial(export, stage)
+    if stage == "clip":
+        return ClipJudge(clips(), clip, device)
+    if stage == "prior":
+        return PriorJudge(clips(), clip, mine, device)
+    if stage == "decoder":
+        spans = (_window(parents[name]).span for name in ("clip", "decoder"))
+        limited = clips(most=config.bound_clips, span=max(spans))
+        return DecoderJudge(limited, clip, mine, config.bound_steps, device)
+    makers = parents_of(parents["sample"])
+    window = _window(next(makers[name] for name in ("spatial_sr", "temporal_sr", "decoder") if name in makers))
+    files_of = {name: (path, getattr(config, name)) for name, path in spec.inputs.items()}
+    samples = parents["sample"].folder / "samples"
+    return SampleJudge(clips(span=window.span), samples, window, clip, files_of, device)
+
+
+def _window(trained: Run) -> WindowConfig:
+    """Return the frames that a trained stage reads or makes."""
+    return from_dict(WindowConfig, trained.spec.config[trained.stage]["window"])
+
+
+def _export_of_checkpoint(attempt: Attempt, trained: Run) -> Path:
+    """Return the EMA weights of the checkpoint that an evaluation keeps; the first group to need them makes them."""
+    from dalle2_video.models.factory import CONFIG_TYPES, export_files
+    from dalle2_video.stages import StageInputs
+    from dalle2_video.stages.clip import ClipStage
+    from dalle2_video.stages.frozen_clip import FrozenClip
+    from dalle2_video.training.commit_export import export_commit
+
+    run = attempt.run
+    kept, final = run.folder / judged.CHECKPOINT, run.folder / judged.EXPORT
+    if final.exists():
+        return final
+    if not kept.exists():
+        step = run.spec.parents[trained.stage].step
+        raise ValueError(f"{kept} is not there: the checkpoint of step {step} of {trained.name} was removed meanwhile")
+    spec, above = trained.spec, parents_of(trained)
+    config = from_dict(CONFIG_TYPES[trained.stage], spec.config[trained.stage])
+    if trained.stage == "clip":
+        tower = Path(spec.inputs["text_tower"]) if "text_tower" in spec.inputs else None
+        store = above["preprocess"].folder / "store"
+        inputs = StageInputs(config=config, seed=spec.config["seed"], store=store, text_tower=tower)
+        texts = ClipStage(inputs).export_files()
+    else:
+        clip = FrozenClip(above["clip"].folder / "export")
+        texts = export_files(trained.stage, config, clip.dims, fps=clip.fps)
+    staged = attempt.stage(run.folder)
+    try:
+        export_commit(kept, staged, texts)
+        files.publish(staged, final)
+    except OSError:
+        if not final.exists():  # else another group was quicker, with the same bytes
+            raise
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return final

@@ -103,7 +103,7 @@ def parents_of(run: Run) -> dict[str, Run]:
     for name, pinned in run.spec.parents.items():
         parent = registry.find(pinned.id, pinned.stage)
         record = parent.done()
-        if record is None or record["digest"] != pinned.digest:
+        if pinned.step is None and (record is None or record["digest"] != pinned.digest):
             raise ValueError(
                 f"{parent.name}, parent of {run.name}, is not what was pinned at creation ({pinned.digest})"
             )

@@ -90,7 +90,9 @@ def _label(runs: dict[str, Run], run: Run, standing: Standing, *, asked: bool) -
 
 
 def _broken(runs: dict[str, Run], pinned: Parent) -> str:
-    """Tell where a parent is not any more what was pinned."""
+    """Tell where a parent is not any more what was pinned; a checkpoint was while the run went on."""
+    if pinned.step is not None:
+        return f" (of step {pinned.step})"
     record = runs[pinned.id].done() if pinned.id in runs else None
     if record is not None and record["digest"] == pinned.digest:
         return ""

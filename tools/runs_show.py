@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from experiments import judged
+from experiments.registry import Registry
 from experiments.run import Run
 from launch.array_progress import ArrayWatch, span
 from launch.stages import STAGES
@@ -47,6 +49,7 @@ def show(console: Console, run: Run) -> int:
         facts.append((f"metrics, {split}", shown))
     for name, value in sorted((run.done() or {}).items()):
         facts.append(("done", f"{name} = {clock(value) if name == 'time' else value}"))
+    facts += _judgements(run)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -56,6 +59,16 @@ def show(console: Console, run: Run) -> int:
         last = title
     console.print(table)
     return 0
+
+
+def _judgements(run: Run) -> list[tuple[str, str]]:
+    """Return the evaluations that judged the run, by step."""
+    facts = []
+    for one in judged.judgements(Registry(run.folder.parents[2]), run):
+        where = "finished" if one.step is None else f"step {one.step}"
+        said = ", ".join(f"{name} {figure(float(found['value']))}" for name, found in one.figures()) or "not done"
+        facts.append(("evaluation", f"{where}: {one.evaluation.name}: {said}"))
+    return facts
 
 
 def _array(run: Run, standing: Standing) -> list[tuple[str, str]]:

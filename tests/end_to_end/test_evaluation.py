@@ -12,7 +12,7 @@ from launching import REPOSITORY, Chain
 from dalle2_video.config import EvaluateConfig
 from dalle2_video.data.batches import read_window, to_float
 from dalle2_video.data.store import Store
-from dalle2_video.evaluation.evaluate import chosen_rows
+from dalle2_video.evaluation.split_clips import chosen_rows
 from dalle2_video.stages.frozen_clip import FrozenClip
 from experiments.run import Run
 from tools import runs
@@ -71,17 +71,17 @@ def test_what_is_missing_is_done_again_to_the_same_bytes(chain: Chain, evaluated
     assert len(made) == 3 + 2
     kept = evaluated.task_file(1).stat().st_mtime_ns
     for path in [evaluated.folder / "DONE", evaluated.task_file(2), *made]:
-        if path.suffix != ".npy" or path.name == "00002.npy":
+        if path.suffix != ".safetensors" or path.name == "00002.safetensors":
             path.unlink()
     chain.run("evaluate", *TRAIN, "--tasks", "1")
     assert {path: path.read_bytes() for path in made} == made
     assert evaluated.task_file(1).stat().st_mtime_ns == kept
 
     (evaluated.folder / "DONE").unlink()
-    damaged = evaluated.folder / "evaluation/shards/00000.npy"
+    damaged = evaluated.folder / "evaluation/shards/00000.safetensors"
     damaged.write_bytes(b"x" + made[damaged][1:])
     answer = chain.launch("evaluate", *TRAIN)
-    assert answer.returncode == 2 and "00000.npy is missing or damaged" in answer.stderr
+    assert answer.returncode == 2 and "00000.safetensors is missing or damaged" in answer.stderr
     damaged.write_bytes(made[damaged])
     assert chain.run("evaluate", *TRAIN).done()
 

@@ -1,0 +1,88 @@
+"""What evaluations judge: a checkpoint that must outlive its run's tidying, and the figures of a run by step.
+
+An evaluation of a checkpoint keeps it under a second name in its own folder (a hard link: no copy, and training goes on
+to remove its own), until its figures are there. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import files
+from experiments.identity import Parent
+from experiments.registry import Registry
+from experiments.run import Commit, Run
+
+STAGE = "evaluate"
+CHECKPOINT, EXPORT = "checkpoint", "export"
+MANIFEST = "manifest.json"
+EVALUATION = Path("evaluation") / "evaluation.json"
+JUDGED = ("sample", "decoder", "prior", "clip")
+"""Stages that can be judged; of the parents of an evaluation the first of these, its CLIP being needed for each."""
+
+
+def as_parent(run: Run, commit: Commit) -> Parent:
+    """Pin a checkpoint. Raises FileNotFoundError where it is gone."""
+    # The manifest names size and checksum of every other file.
+    digest = hashlib.sha256((commit.path / MANIFEST).read_bytes()).hexdigest()
+    return Parent(stage=run.stage, id=run.id, digest=digest, step=commit.step)
+
+
+def keep(evaluation: Run, commit: Commit) -> None:
+    """Keep a checkpoint for an evaluation, unless it is kept already. Raises FileNotFoundError where it is gone."""
+    final = evaluation.folder / CHECKPOINT
+    if final.exists():
+        return
+    staged = files.staging_folder(evaluation.folder)
+    try:
+        files.link_files(commit.path, staged)
+        files.publish(staged, final)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def release(evaluation: Run) -> None:
+    """Remove the checkpoint of an evaluation that is done, and the weights that it was made into."""
+    if evaluation.stage == STAGE and evaluation.is_done():
+        for name in (CHECKPOINT, EXPORT):
+            files.remove_tree(evaluation.folder / name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One evaluation of a run."""
+
+    evaluation: Run
+    step: int | None
+    """Of the checkpoint that was judged; None: the finished run."""
+    found: Mapping[str, Any] | None
+    """What evaluation.json says; None where it is not done."""
+
+    def figures(self) -> Iterator[tuple[str, Mapping[str, float]]]:
+        """Yield name, such as `prior.cosine_text`, and value, low and high of each figure."""
+        for group, of_group in (self.found or {}).items():
+            if isinstance(of_group, Mapping):
+                for name, one in of_group.items():
+                    if isinstance(one, Mapping) and "value" in one:
+                        yield f"{group}.{name}", one
+
+
+def judgements(registry: Registry, judged: Run) -> list[Judgement]:
+    """Return the evaluations that judged a run, by step, those of the finished run last."""
+    found = []
+    for evaluation in registry.runs(STAGE):
+        parents = evaluation.spec.parents
+        if stage_of(parents) == judged.stage and (pin := parents[judged.stage]).id == judged.id:
+            record = files.read_json(evaluation.folder / EVALUATION) if evaluation.is_done() else None
+            found.append(Judgement(evaluation=evaluation, step=pin.step, found=record))
+    return sorted(found, key=lambda one: (one.step is None, one.step or 0, one.evaluation.created))
+
+
+def stage_of(parents: Mapping[str, Parent]) -> str:
+    """Return the stage that an evaluation with these parents judges."""
+    return next(stage for stage in JUDGED if stage in parents)
