@@ -26,6 +26,7 @@ from dalle2_video.evaluation.judge import Lazy, Rows, Verdict, in_words, told
 from dalle2_video.evaluation.split_clips import SplitClips, batches
 from dalle2_video.models.factory import Exported, load_export
 from dalle2_video.stages.frozen_clip import FrozenClip
+from dalle2_video.stages.rates import fps_condition
 from dalle2_video.task_array import OnProgress
 
 CLIPS_AT_ONCE = 8
@@ -75,6 +76,8 @@ class DecoderJudge:
         embedding = self.clip.encode_video(seen)
         text = texts_of(self.clips, rows, self.clip, self.device)
         keep = torch.ones(len(rows), dtype=torch.bool, device=self.device)
+        stride = torch.full((len(rows),), mine.stride, device=self.device)
+        rate = fps_condition(config, self.decoder.fps, stride)
         draws = Draws(keyed_random.key(self.clips.seed, "evaluate"), torch.from_numpy(rows), self.device)
         kinds = kinds_of(config)
         calls = 0
@@ -90,6 +93,7 @@ class DecoderJudge:
                 text_mask_bl=text.mask_bl,
                 keep_b=keep,
                 embedding_bd=embedding,
+                **rate,
             )
 
         def noise_at(index: int) -> Tensor:
