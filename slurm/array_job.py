@@ -7,6 +7,7 @@ written after its files. Whichever group finds all tasks done joins them; two th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -216,6 +217,9 @@ def _judge(attempt: Attempt, parents: dict[str, Run], config: EvaluateConfig, de
         return DecoderJudge(limited, clip, mine, config.bound_steps, device)
     makers = parents_of(parents["sample"])
     window = _window(next(makers[name] for name in ("spatial_sr", "temporal_sr", "decoder") if name in makers))
+    if fps := parents["sample"].spec.config["sample"].get("fps"):  # another rate than the last stage's own
+        stored = parents["preprocess"].spec.config["data"]["fps"]
+        window = dataclasses.replace(window, stride=round(stored / fps))
     files_of = {name: (path, getattr(config, name)) for name, path in spec.inputs.items()}
     samples = parents["sample"].folder / "samples"
     return SampleJudge(clips(span=window.span), samples, window, clip, files_of, device)
