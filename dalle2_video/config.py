@@ -13,7 +13,8 @@ from typing import Literal
 
 from dalle2_video.checks import require, require_fraction, require_positive
 from dalle2_video.data_config import AugmentConfig, CaptionConfig, DataConfig, WindowConfig
-from dalle2_video.diffusion_config import DiffusionConfig, DistillationConfig, SamplerConfig
+from dalle2_video.diffusion_config import DiffusionConfig, DistillationConfig
+from dalle2_video.sample_config import SampleConfig
 
 Precision = Literal["fp32", "bf16"]
 Activation = Literal["gelu", "quick_gelu"]
@@ -368,47 +369,6 @@ class SpatialSrConfig(SuperResolutionConfig):
             self.crop_size,
             f"must be a multiple of {factor} and at most window.size={self.window.size}",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """What `launch/sample.py` generates."""
-
-    prompts: tuple[str, ...] = ()
-    """Texts, one video each and repeat."""
-    samples_per_prompt: int = 1
-    """Videos a prompt, each with its own seed; 1 or more."""
-    videos_at_once: int = 8
-    """Videos made together; one array task; 1 or more."""
-    decoder_guidance: float | None = None
-    """Guidance of the decoder, 0 or more; None takes the recipe's."""
-    prior_guidance: float | None = None
-    """Guidance of the prior, 0 or more; None takes the recipe's."""
-    prior: SamplerConfig = field(default_factory=lambda: SamplerConfig(method="ddpm"))
-    """How the prior samples."""
-    decoder: SamplerConfig = field(default_factory=SamplerConfig)
-    """How the decoder samples."""
-    temporal_sr: SamplerConfig = field(default_factory=SamplerConfig)
-    """How temporal super-resolution samples."""
-    spatial_sr: SamplerConfig = field(default_factory=SamplerConfig)
-    """How spatial super-resolution samples."""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "samples_per_prompt", "videos_at_once")
-        threshold = self.prior.dynamic_threshold
-        require(
-            threshold is None, "sample.prior.dynamic_threshold", threshold, "is of videos; embeddings have no range"
-        )
-        for name in ("decoder_guidance", "prior_guidance"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"SampleConfig.{name}", value, "must be 0 or more, or None")
-        for prompt in self.prompts:
-            require(bool(prompt.strip()), "sample.prompts", prompt, "must not be empty")
-
-    @property
-    def num_tasks(self) -> int:
-        """Array tasks that make all videos."""
-        return -(-len(self.prompts) * self.samples_per_prompt // self.videos_at_once)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ its digest in what a run is made from, and its path is an input of the run. Impo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,26 @@ def with_prompts(recipe: Recipe) -> Recipe:
         return recipe
     found = prompts.read(Path(sample.prompts_file).expanduser(), "--sample.prompts-file")
     return replace(recipe, sample=replace(sample, prompts=found, prompts_file=""))
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise ValueError with the remedy where a command line has a prompt that looks like an option."""
+    for word in words:
+        option, _, rest = word.partition(" ")
+        looks = word.startswith("-") and (bool(rest) or not word.startswith("--"))
+        if looks and "=" not in option and word != "-h" and not _is_number(word):
+            raise ValueError(
+                f"{word[:60]!a} is no option; a prompt that begins with - is given as --sample.prompts='-...', several "
+                "prompts in a file, one a line: --sample.prompts-file FILE"
+            )
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def start_of(recipe: Recipe) -> Path | None:

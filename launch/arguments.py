@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import experiments.recipes
+from dalle2_video import given_files
 from dalle2_video.config import Recipe
 from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.runtime import RuntimeConfig
@@ -137,6 +138,8 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
     first.add_argument("--recipe", default="tiny")
     first.add_argument("--cluster", default="auto")
     known, rest = first.parse_known_args(list(arguments))
+    if info.name == "sample":
+        given_files.check_words(rest)
     recipe = load_recipe(known.recipe)
     if getattr(recipe, info.name, recipe) is None:
         raise ValueError(f"recipe {known.recipe} has no {info.name} stage")
@@ -160,7 +163,7 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
         description=f"Stage {info.name}, recipe {known.recipe} (--recipe NAME takes: {', '.join(recipe_names())}).",
     )
     delivery.check(parsed.placement.notify)
-    changed = dataclasses.replace(recipe, **{part: getattr(parsed, part) for part in parts})
+    changed = given_files.with_prompts(dataclasses.replace(recipe, **{part: getattr(parsed, part) for part in parts}))
 
     def command(role: str) -> str:
         stage = info.name if role == TEACHER else role

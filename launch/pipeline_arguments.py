@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from dalle2_video import given_files
 from dalle2_video.config import Recipe
 from dalle2_video.runtime import RuntimeConfig
 from launch.arguments import Arguments as StageArguments
@@ -104,7 +105,7 @@ def parse_pipeline(arguments: Sequence[str]) -> Arguments:
         prog="launch/pipeline.py",
         description=f"All stages of recipe {known.recipe} (--recipe NAME takes: {', '.join(recipe_names())}).",
     )
-    changed = dataclasses.replace(recipe, **{part: getattr(parsed, part) for part in parts})
+    changed = given_files.with_prompts(dataclasses.replace(recipe, **{part: getattr(parsed, part) for part in parts}))
     named = named_parents(parsed)
     stages, left_out = chain(changed, parsed.pipeline, named)
     shared = ["--recipe", known.recipe, "--cluster", known.cluster]
@@ -142,7 +143,7 @@ def chain(recipe: Recipe, options: PipelineOptions, named: dict[str, str]) -> tu
             left_out[stage] = f"recipe {recipe.name} has none"
         elif stage in named:
             left_out[stage] = f"--parents.{stage.replace('_', '-')} names a run"
-        elif stage == "sample" and not recipe.sample.prompts:
+        elif stage == "sample" and not recipe.sample.has_prompts:
             left_out[stage] = "no --sample.prompts"
         elif STAGES[stage].on_request and stage not in asked:
             left_out[stage] = f"made on request: --also {stage}"

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dalle2_video import text_tower
+from dalle2_video import given_files, text_tower
 from dalle2_video.config import Recipe
 from dalle2_video.config_io import from_dict
 from dalle2_video.data_config import DataConfig
+from dalle2_video.sampling_rates import strides_of
 from dalle2_video.teaching import check_teacher
 from experiments import files, identity
 from experiments.identity import Parent
@@ -25,7 +26,10 @@ from launch.stages import STAGES, StageInfo
 from launch.start import Order
 
 MANIFEST, NOTES = "manifest.json", "notes.json"
-NO_PROMPTS = "--sample.prompts is empty; give one or more: --sample.prompts 'a red circle moving left'"
+NO_PROMPTS = (
+    "--sample.prompts is empty; give one or more: --sample.prompts 'a red circle moving left', or "
+    "--sample.prompts-file FILE, or --sample.split val --sample.split-clips 16"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +52,10 @@ def propose(registry: Registry, info: StageInfo, arguments: Arguments) -> Propos
     recipe = arguments.recipe
     manifest, source, inputs = None, None, inputs_of(recipe, info.name)
     notes: list[str] = []
-    if info.name == "sample" and not recipe.sample.prompts:
+    if info.name == "sample" and not recipe.sample.has_prompts:
         raise ValueError(NO_PROMPTS)
+    if info.name == "sample":
+        recipe.sample.check_length(recipe.decoder.window.num_frames)
     if info.name == "evaluate":
         recipe.evaluate.check_target("clip")
     if info.name == "preprocess":
@@ -67,6 +73,7 @@ def propose(registry: Registry, info: StageInfo, arguments: Arguments) -> Propos
     check_students_teacher(info, recipe, found.get(TEACHER), arguments.parents)
     if info.name == "sample":
         _check_samplers(recipe, found)
+        _check_data(registry, recipe, found)
     pinned: dict[str, Parent] = {role: run.as_parent() for role, run in found.items()}
     parts = parts_of(recipe, info.name)
     if manifest is None and not info.training and info.name != "sample":
@@ -109,6 +116,21 @@ def _check_samplers(recipe: Recipe, found: Mapping[str, Run]) -> None:
             made = from_dict(type(getattr(recipe, stage)), run.spec.config[stage])
             guidance = recipe.sample.decoder_guidance if stage == "decoder" else None
             made.distillation.check_sampler(f"sample.{stage}", getattr(recipe.sample, stage), guidance)
+
+
+def _check_data(registry: Registry, recipe: Recipe, found: Mapping[str, Run]) -> None:
+    """Raise ValueError with the remedy where the data set has fewer clips, or the stages another rate, than is asked."""
+    sample = recipe.sample
+    if sample.split == "none" and sample.fps == 0:
+        return  # the data set need not be here any more
+    store = registry.find(found["clip"].spec.parents["preprocess"].id, "preprocess")
+    if sample.split != "none":
+        from dalle2_video.data.store import Store
+
+        sample.check_split(len(Store(store.folder / "store").usable(sample.split)))
+    made = [stage for stage in ("decoder", "temporal_sr", "spatial_sr") if stage in found]
+    configs = {stage: from_dict(type(getattr(recipe, stage)), found[stage].spec.config[stage]) for stage in made}
+    strides_of(configs, store.spec.config["data"]["fps"], sample.fps)
 
 
 def create(registry: Registry, proposal: Proposal, note: Callable[[str], None]) -> Run:
@@ -163,11 +185,16 @@ def parts_of(recipe: Recipe, stage: str) -> dict[str, Any]:
     """Return the recipe's parts that a stage's run is made from; of a folder that it names, what lies in it."""
     if "clip" in STAGES[stage].parts:
         recipe = text_tower.resolved(recipe)
+    if stage == "sample":
+        recipe = given_files.resolved(recipe)
     return {part: getattr(recipe, part) for part in STAGES[stage].parts}
 
 
 def inputs_of(recipe: Recipe, stage: str) -> dict[str, str]:
     """Return where that lies which a stage's run is made from, beside its parents; no part of the identity."""
+    if stage == "sample":
+        start = given_files.start_of(recipe)
+        return {given_files.START: str(start)} if start is not None else {}
     folder = text_tower.folder_of(recipe) if "clip" in STAGES[stage].parts else None
     return {"text_tower": str(folder)} if folder is not None else {}
 

@@ -178,12 +178,33 @@ def _task_array(attempt: Attempt, request: dict[str, Any], group: int) -> TaskAr
     from dalle2_video.generation.sample import SampleArray
 
     assert run.spec.stage == "sample", run.spec.stage
+    root, spec = run.folder / "samples", run.spec
+    sample = from_dict(SampleConfig, spec.config["sample"])
+
+    def captions() -> list[str]:
+        from dalle2_video.data.store import Store
+        from dalle2_video.generation.split_prompts import prompts_of_split
+
+        clip = parents["clip"]
+        store = Store(parents_of(clip)["preprocess"].folder / "store")
+        return prompts_of_split(
+            store, sample, from_dict(CaptionConfig, clip.spec.config["captions"]), spec.config["seed"]
+        )
+
     return SampleArray(
-        root=run.folder / "samples",
+        root=root,
         exports={name: parent.folder / "export" for name, parent in parents.items()},
-        config=from_dict(SampleConfig, run.spec.config["sample"]),
-        seed=run.spec.config["seed"],
+        config=sample,
+        seed=spec.config["seed"],
         device=device,
+        publish=lambda staged, relative: files.publish(staged, root / relative),
+        prompts=captions if sample.split != "none" else None,
+        start=Path(spec.inputs["start"]) if sample.start else None,
+        made_by={
+            "run": spec.id,
+            "parents": {role: {"id": pin.id, "digest": pin.digest} for role, pin in spec.parents.items()},
+        },
+        code=request["code"],
     )
 
 

@@ -1,28 +1,47 @@
 """Text to video from exported weights alone: CLIP text -> prior -> decoder -> temporal -> spatial super-resolution.
 
-A video is a pure function of (weights, prompt, seed, repeat): every random number is keyed by them, so neither the
-other prompts nor their order change it.
+    from dalle2_video.generation import VideoPipeline
+    pipeline = VideoPipeline.from_export("exported", device="cuda")
+    pipeline.save("circle.mp4", pipeline.generate(["a red circle moves left"])[0])
+
+A video is a pure function of (weights, text, seed, repeat, options): every random number is keyed by them, so neither
+the other videos nor their order change it. Stages work one after the other, each on all batches; a batch between two
+stages is a `State`, plain tensors that can be saved. Invariant: memory holds the weights of one stage at a time, unless
+asked otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from dalle2_video.config import SampleConfig, SpatialSrConfig, TemporalSrConfig
+from dalle2_video.chain_folder import INDEX, STAGES, check_digests
+from dalle2_video.config import SpatialSrConfig, TemporalSrConfig
+from dalle2_video.config_io import from_dict
+from dalle2_video.data.batches import to_float
 from dalle2_video.data.draws import Draws
-from dalle2_video.data.keyed_random import key
 from dalle2_video.data.tokenizer import Tokenizer
 from dalle2_video.diffusion.guidance import ConditionalPredict
 from dalle2_video.diffusion.samplers import num_steps, sample_guided
 from dalle2_video.diffusion.schedule import add_noise, log_snr
-from dalle2_video.diffusion_config import SamplerConfig
-from dalle2_video.models.factory import TOKENIZER, Exported, load_export
+from dalle2_video.diffusion_config import DiffusionConfig, SamplerConfig
+from dalle2_video.generation import blocks
+from dalle2_video.generation.blending import blend, slerp
+from dalle2_video.generation.extension import complete, extend
+from dalle2_video.generation.ranking import best_of, cosines
+from dalle2_video.generation.requests import Request
+from dalle2_video.generation.video_file import enlarge, write_mp4
+from dalle2_video.models.factory import TOKENIZER, Exported, ExportFacts, load_export, read_export
+from dalle2_video.sample_config import SampleConfig
+from dalle2_video.sampling_rates import strides_of
 from dalle2_video.stages.frozen_clip import FrozenClip, TextCondition
 from dalle2_video.stages.prior import sample_embeddings
 from dalle2_video.stages.rates import fps_condition
@@ -30,82 +49,224 @@ from dalle2_video.stages.spatial_sr import upsample
 from dalle2_video.stages.temporal_sr import to_full_rate
 
 OnStep = Callable[[str, int, int], None]
+"""(step of the chain, calls of its networks so far, calls in all) for one batch."""
+State = dict[str, Tensor]
+"""A batch between two steps of the chain."""
 DEFAULTS = SampleConfig()
 """Samplers and guidance as the recipe has them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One video to make."""
-
-    prompt: str
-    seed: int
-    repeat: int = 0
-    """Which of several videos of the same prompt and seed."""
-
-    @property
-    def number(self) -> int:
-        """Number that keys the video's random numbers, in [0, 2^63)."""
-        return key(self.seed, "video", *self.prompt.encode(), self.repeat) >> 1
+TEXT, SCORE = "text", "score"
+"""The steps that are CLIP's: encoding texts, and telling which candidate is nearest to its text."""
+VIDEO = "video"
+"""Of a state: (b, t, h, w, 3) uint8 after the last stage, (b, 3, t, h, w) in [-1, 1] before."""
 
 
 class VideoPipeline:
-    """The trained stages, loaded."""
+    """The trained stages of one chain."""
 
-    def __init__(self, exports: dict[str, Path], device: torch.device | str = "cpu") -> None:
-        """exports: export folders by stage: clip, prior, decoder and, where trained, temporal_sr and spatial_sr."""
-        self.device = torch.device(device)
-        self.clip = FrozenClip(exports["clip"])
-        self.clip.to(self.device)
+    def __init__(
+        self,
+        exports: Mapping[str, Path],
+        device: torch.device | str = "cpu",
+        *,
+        options: SampleConfig = DEFAULTS,
+        keep_loaded: bool = False,
+    ) -> None:
+        """exports: export folders by stage: clip, prior, decoder and, where trained, temporal_sr and spatial_sr.
+
+        options: what `generate` takes without any; keep_loaded: stages stay in memory once they were needed. Raises
+        ValueError where the folders do not belong together. Weights are loaded when they are first needed.
+        """
+        self.device, self.exports, self.options, self.keep_loaded = torch.device(device), exports, options, keep_loaded
+        missing = [stage for stage in ("clip", "prior", "decoder") if stage not in exports]
+        if missing:
+            raise ValueError(f"a chain needs an export of {' and '.join(missing)} too; there are: {', '.join(exports)}")
+        self.facts: dict[str, ExportFacts] = {
+            stage: read_export(exports[stage], stage) for stage in STAGES if stage in exports
+        }
+        """Configs and sizes, by stage."""
+        of_clip = self.facts["clip"].dims
+        for stage, facts in self.facts.items():
+            if facts.dims != of_clip:
+                raise ValueError(
+                    f"{exports[stage]} was trained with {facts.dims}, CLIP in {exports['clip']} has {of_clip}; take "
+                    "exports that share one CLIP run"
+                )
         self.tokenizer = Tokenizer.from_json((exports["clip"] / TOKENIZER).read_text())
-        self.prior, self.decoder = (self._load(exports, stage) for stage in ("prior", "decoder"))
-        self.temporal_sr, self.spatial_sr = (
-            self._load(exports, stage) if stage in exports else None for stage in ("temporal_sr", "spatial_sr")
-        )
+        self._loaded: dict[str, FrozenClip | Exported] = {}
 
-    def _load(self, exports: dict[str, Path], stage: str) -> Exported:
-        exported = load_export(exports[stage], stage)
-        if exported.dims != self.clip.dims:
-            raise ValueError(
-                f"{exports[stage]} was trained with {exported.dims}, CLIP in {exports['clip']} has {self.clip.dims}; "
-                "take exports that share one CLIP run"
-            )
-        exported.module.to(self.device)
-        return exported
+    @classmethod
+    def from_export(
+        cls,
+        folder: str | Path,
+        device: torch.device | str | None = None,
+        *,
+        keep_loaded: bool = False,
+        verify: bool = True,
+    ) -> VideoPipeline:
+        """Open a folder that `tools/export.py` made.
+
+        device: None takes the GPU where there is one; verify: compare the files' digests with those that the folder
+        lists, which reads all weights once. Raises ValueError where it is no such folder, or a damaged one.
+        """
+        folder = Path(folder)
+        if not (folder / INDEX).is_file():
+            raise ValueError(f"{folder} holds no {INDEX}; make the folder: python tools/export.py ID --out {folder}")
+        index = json.loads((folder / INDEX).read_text())
+        if verify:
+            check_digests(folder, index)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        exports = {stage: folder / stage for stage in index["stages"]}
+        return cls(exports, device, options=from_dict(SampleConfig, index["sample"]), keep_loaded=keep_loaded)
 
     @property
-    def fps(self) -> float:
-        """Frames per second of the videos made."""
-        last = self.temporal_sr or self.decoder
-        return last.fps / last.config.window.stride
+    def video_stages(self) -> list[str]:
+        """The stages that make pictures, in their order."""
+        return [stage for stage in STAGES[2:] if stage in self.facts]
 
-    def encode(self, prompts: list[str]) -> TextCondition:
+    def steps(self, options: SampleConfig | None = None) -> list[str]:
+        """Return the steps of the chain in their order; each may load one stage."""
+        scored = [SCORE] if (options or self.options).candidates > 1 else []
+        return [TEXT, "prior", *self.video_stages, *scored]
+
+    def fps(self, options: SampleConfig | None = None) -> float:
+        """Frames per second of the videos made."""
+        return self._fps(self.video_stages[-1], options or self.options)
+
+    def start_window(self, options: SampleConfig | None = None) -> tuple[int, float]:
+        """Side in pixels and frames per second of the frames that `start` takes: the decoder's."""
+        return self.facts["decoder"].config.window.size, self._fps("decoder", options or self.options)
+
+    def _stride(self, stage: str, options: SampleConfig) -> int:
+        configs = {name: self.facts[name].config for name in self.video_stages}
+        return strides_of(configs, self.facts["decoder"].fps, options.fps)[stage]
+
+    def _fps(self, stage: str, options: SampleConfig) -> float:
+        return self.facts[stage].fps / self._stride(stage, options)
+
+    def _rate(self, stage: str, options: SampleConfig, count: int) -> State:
+        """Return the condition of a stage that has learnt several rates, for `count` videos; {} for others."""
+        strides = torch.full((count,), self._stride(stage, options), device=self.device)
+        return fps_condition(self.facts[stage].config, self.facts[stage].fps, strides)
+
+    def generate(
+        self,
+        requests: Sequence[str | Request],
+        options: SampleConfig | None = None,
+        *,
+        start: np.ndarray | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Return videos (b, t, h, w, 3) uint8 RGB, one a request.
+
+        requests: texts, or what else `Request` can say. options: samplers, guidance, candidates, length; None takes the
+        pipeline's own; its prompts and seeds are not read. start: (t, s, s, 3) uint8 frames, see `start_window`, that
+        every video begins with. on_step: called after each sampling step.
+        """
+        options = options or self.options
+        wanted = [Request(prompt=request) if isinstance(request, str) else request for request in requests]
+        batches = batched(wanted, options)
+        states: list[State] = [{} for _ in batches]
+        for step in self.steps(options):
+            for place, batch in enumerate(batches):
+                states[place] = self.run(step, batch, states[place], options, start=start, on_step=on_step)
+        videos = torch.cat([state[VIDEO] for state in states])
+        if SCORE not in states[0]:
+            return videos
+        scores = torch.cat([state[SCORE] for state in states])
+        return videos[[best_of(scores, number, options.candidates) for number in range(len(wanted))]]
+
+    def save(self, path: str | Path, video: Tensor | np.ndarray, options: SampleConfig | None = None) -> None:
+        """Write one video, (t, h, w, 3) uint8, as an mp4 file that plays everywhere; small ones are enlarged.
+
+        options: those that it was generated with.
+        """
+        write_mp4(Path(path), enlarge(np.asarray(video)), self.fps(options))
+
+    @torch.no_grad()
+    def run(
+        self,
+        step: str,
+        batch: Sequence[Request],
+        state: State,
+        options: SampleConfig,
+        *,
+        start: np.ndarray | None = None,
+        on_step: OnStep | None = None,
+    ) -> State:
+        """Bring a batch by one of `steps`; state: what the step before returned, {} for the first. See `generate`."""
+        state = {name: tensor.to(self.device) for name, tensor in state.items()}
+        if step == TEXT:
+            found = self._encode_batch(batch)
+        elif step == SCORE:
+            found = self._score(state, options)
+        else:
+            draws = Draws(0, torch.tensor([request.number for request in batch]), self.device)
+            if step == "prior":
+                found = self._embed_batch(batch, state, draws, options, on_step)
+            elif step == "decoder":
+                given = None if start is None else to_float(torch.tensor(start)[None]).to(self.device)
+                made = self.decode(_text(state), state["target"], draws, options, start=given, on_step=on_step)
+                found = state | {VIDEO: made}
+            else:
+                made = self.super_resolve(step, _text(state), state[VIDEO], draws, options, on_step=on_step)
+                found = state | {VIDEO: made}
+            if step == self.video_stages[-1]:
+                found[VIDEO] = _levels(found[VIDEO])[
+                    :, : blocks.kept_frames(options, found[VIDEO].shape[2], self.fps(options))
+                ]
+        return {name: tensor.cpu() for name, tensor in found.items()}
+
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
         """Encode prompts with CLIP's text encoder."""
-        tokens, lengths, _ = self.tokenizer.encode(prompts, self.clip.dims.text_context)
-        return self.clip.encode_text(
+        tokens, lengths, _ = self.tokenizer.encode(list(prompts), self.facts["clip"].dims.text_context)
+        return self._clip().encode_text(
             torch.from_numpy(tokens).long().to(self.device), torch.from_numpy(lengths).long().to(self.device)
         )
+
+    def _encode_batch(self, batch: Sequence[Request]) -> State:
+        state = _of_text(self.encode([request.prompt for request in batch]))
+        if any(request.towards for request in batch):
+            state |= _of_text(self.encode([request.towards or request.prompt for request in batch]), "towards ")
+        return state
+
+    def _embed_batch(
+        self, batch: Sequence[Request], state: State, draws: Draws, options: SampleConfig, on_step: OnStep | None
+    ) -> State:
+        """Sample the embeddings to decode; where a text turns to another one, everything of it turns here."""
+        text = _text(state)
+        ends = [text] if "towards mask" not in state else [text, _text(state, "towards ")]
+        total = len(ends) * self.facts["prior"].config.candidates
+        count = _Counter(on_step, "prior", total)
+        targets = [self._embed(end, draws, options, count) for end in ends]
+        if len(ends) == 1:
+            return state | {"target": targets[0]}
+        share = torch.tensor([request.share for request in batch], device=self.device)
+        return _of_text(blend(ends[0], ends[1], share)) | {"target": slerp(targets[0], targets[1], share)}
 
     def embed(
         self, text: TextCondition, draws: Draws, options: SampleConfig = DEFAULTS, *, on_step: OnStep | None = None
     ) -> Tensor:
-        """Sample unit-norm CLIP video embeddings (b, d): the best of `candidates` by dot product with the text's.
-
-        (Ramesh et al. 2022, sec. 2.2.)
+        """Sample unit-norm CLIP video embeddings (b, d): the best of the prior's candidates by dot product with the
+        text's (Ramesh et al. 2022, sec. 2.2).
         """
-        config = self.prior.config
+        return self._embed(text, draws, options, _Counter(on_step, "prior", self.facts["prior"].config.candidates))
+
+    def _embed(self, text: TextCondition, draws: Draws, options: SampleConfig, count: _Counter) -> Tensor:
+        if options.embedding == "text":
+            return text.embedding_bd
+        stage = self._stage("prior")
         candidates = [
             sample_embeddings(
-                self.prior.module,
+                stage.module,
                 text,
-                config,
+                stage.config,
                 draws,
                 sampler=options.prior,
                 candidate=candidate,
                 guidance=options.prior_guidance,
-                on_step=_reporter(on_step, "prior", num_steps(config.diffusion, options.prior)),
+                on_step=count.of(num_steps(stage.config.diffusion, options.prior)),
             )
-            for candidate in range(config.candidates)
+            for candidate in range(stage.config.candidates)
         ]
         stacked = torch.stack(candidates, dim=1)
         scores = torch.einsum("bnd,bd->bn", stacked, text.embedding_bd)
@@ -118,28 +279,68 @@ class VideoPipeline:
         draws: Draws,
         options: SampleConfig = DEFAULTS,
         *,
+        start: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Sample low-rate videos (b, 3, t, s, s) in [-1, 1] from embeddings and texts."""
-        window = self.decoder.config.window
+        """Sample low-rate videos (b, 3, t, s, s) in [-1, 1] from embeddings and texts.
+
+        start: (1 or b, 3, k, s, s) in [-1, 1], the videos' first frames.
+        """
+        stage = self._stage("decoder")
+        window = stage.config.window
+        given = 0 if start is None else start.shape[2]
+        total = blocks.low_frames(options, window.num_frames, self._fps("decoder", options), given)
+        long = total > window.num_frames or start is not None
+        overlap = blocks.overlap(options, window.num_frames) if long else 0
+        rate = self._rate("decoder", options, len(embedding_bd))
 
         def predict(noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
-            return self.decoder.module(
+            return stage.module(
                 noised,
                 logsnr,
                 encodings_bld=_for(noised, text.encodings_bld),
                 text_mask_bl=_for(noised, text.mask_bl),
                 keep_b=keep,
                 embedding_bd=_for(noised, embedding_bd),
-                **_own_rate(self.decoder, noised),
+                **{name: _for(noised, condition) for name, condition in rate.items()},
             )
 
-        shape = (3, window.num_frames, window.size, window.size)
-        return _video(self.decoder, predict, shape, draws, options.decoder, options.decoder_guidance, on_step)
+        sampling = _Sampling(stage, draws, options, options.decoder_guidance)
+        known = min(given, overlap)
+        first = window.num_frames if start is None else given + window.num_frames - known
+        left = -(-(total - first) // (window.num_frames - overlap)) if total > first else 0
+        count = _Counter(on_step, "decoder", 1 + left)
+
+        def go_on(video: Tensor, name: str, overlap: int, number: int) -> Tensor:
+            step = count.of(sampling.steps)
+            return extend(
+                lambda block: predict,
+                video,
+                draws,
+                sampling.diffusion,
+                sampling.sampler,
+                name=name,
+                window=window.num_frames,
+                overlap=overlap,
+                blocks=number,
+                guidance=sampling.guidance,
+                weight=options.extension.weight,
+                solver_steps=options.extension.solver_steps,
+                on_step=lambda block, index: step(index),
+            )
+
+        if start is None:
+            shape = (3, window.num_frames, window.size, window.size)
+            video = sampling.sample(predict, shape, count)
+        else:
+            video = go_on(start.expand(len(embedding_bd), -1, -1, -1, -1), "decoder start", known, 1)
+        if left:
+            video = go_on(video, "decoder", overlap, left)
+        return video[:, :, :total]
 
     def super_resolve(
         self,
-        stage: Exported,
+        name: str,
         text: TextCondition,
         low: Tensor,
         draws: Draws,
@@ -147,15 +348,60 @@ class VideoPipeline:
         *,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Run a super-resolution stage on videos (b, 3, t, s, s) in [-1, 1] that the stage before made."""
+        """Run a super-resolution stage on videos (b, 3, t, s, s) in [-1, 1] that the stage before made.
+
+        Of a video longer than the stage's window each next window knows the frames that the one before made.
+        """
+        stage = self._stage(name)
+        config: TemporalSrConfig | SpatialSrConfig = stage.config
+        factor = config.factor if isinstance(config, TemporalSrConfig) else 1
+        window = config.window.num_frames // factor
+        starts, decoders = [0], self.facts["decoder"].config.window.num_frames
+        if low.shape[2] > window:
+            overlap = blocks.overlap(options, decoders) * window // decoders
+            starts = blocks.window_starts(low.shape[2], window, overlap)
+        sampling = _Sampling(stage, draws, options, None)
+        count = _Counter(on_step, name, len(starts))
+        made: Tensor | None = None
+        for number, start in enumerate(starts):
+            mark = f" block {number}" if number else ""
+            part = low[:, :, start : start + window]
+            predict, shape = self._conditioned(stage, text, part, draws, options, f"{name} augmentation{mark}")
+            if made is None:
+                made = sampling.sample(predict, shape, count)
+                continue
+            done = made.shape[2] - start * factor
+            known = torch.zeros(len(low), *shape, device=self.device)
+            known[:, :, :done] = made[:, :, start * factor :]
+            found = complete(
+                predict,
+                known,
+                torch.arange(shape[1], device=self.device) < done,
+                draws,
+                sampling.diffusion,
+                sampling.sampler,
+                name=f"{name}{mark}",
+                weight=options.extension.weight,
+                solver_steps=options.extension.solver_steps,
+                on_step=count.of(sampling.steps),
+            )
+            made = torch.cat([made, found[:, :, done:]], dim=2)
+        assert made is not None
+        return made
+
+    def _conditioned(
+        self, stage: Exported, text: TextCondition, low: Tensor, draws: Draws, options: SampleConfig, purpose: str
+    ) -> tuple[ConditionalPredict, tuple[int, ...]]:
+        """Return a super-resolution network with its conditions, and the shape of one video that it makes."""
         config: TemporalSrConfig | SpatialSrConfig = stage.config
         time = torch.full((len(low),), config.sampling_augmentation, device=low.device)
         logsnr_aug = log_snr(time, config.diffusion)
-        noised_low = add_noise(low, draws.normal(f"{stage.stage} augmentation", tuple(low.shape[1:])), logsnr_aug)
+        noised_low = add_noise(low, draws.normal(purpose, tuple(low.shape[1:])), logsnr_aug)
         if isinstance(config, TemporalSrConfig):
             given = to_full_rate(noised_low, config)
         else:
             given = upsample(noised_low, config.window.size)
+        rate = self._rate(stage.stage, options, len(low))
 
         def predict(noised: Tensor, logsnr: Tensor, keep: Tensor) -> Tensor:
             return stage.module(
@@ -166,69 +412,118 @@ class VideoPipeline:
                 keep_b=keep,
                 low_res_bcthw=_for(noised, given),
                 low_res_logsnr_b=_for(noised, logsnr_aug),
-                **_own_rate(stage, noised),
+                **{name: _for(noised, condition) for name, condition in rate.items()},
             )
 
-        return _video(stage, predict, tuple(given.shape[1:]), draws, getattr(options, stage.stage), None, on_step)
+        return predict, tuple(given.shape[1:])
 
-    @torch.no_grad()
-    def generate(
-        self,
-        requests: list[Request],
-        options: SampleConfig = DEFAULTS,
-        *,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """Return videos (b, t, h, w, 3) uint8 RGB, one a request.
+    def _score(self, state: State, options: SampleConfig) -> State:
+        """Cosines (b,) of videos and their texts; nothing else is needed any more."""
+        window = self.facts["clip"].config.window
+        stride = self._stride(self.video_stages[-1], options)
+        scores = cosines(self._clip(), state[VIDEO], state["embedding"], window.stride / stride)
+        return {VIDEO: state[VIDEO], SCORE: scores}
 
-        options: samplers and guidance; its prompts and numbers are not read.
-        on_step: called with (stage, step, steps) after each sampling step.
-        """
-        draws = Draws(0, torch.tensor([request.number for request in requests]), self.device)
-        text = self.encode([request.prompt for request in requests])
-        embedding = self.embed(text, draws, options, on_step=on_step)
-        video = self.decode(text, embedding, draws, options, on_step=on_step)
-        for stage in (self.temporal_sr, self.spatial_sr):
-            if stage is not None:
-                video = self.super_resolve(stage, text, video, draws, options, on_step=on_step)
-        levels = ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return rearrange(levels, "b c t h w -> b t h w c").cpu()
+    def _clip(self) -> FrozenClip:
+        clip = self._load("clip")
+        assert isinstance(clip, FrozenClip)
+        return clip
+
+    def _stage(self, name: str) -> Exported:
+        stage = self._load(name)
+        assert isinstance(stage, Exported)
+        return stage
+
+    def _load(self, name: str) -> FrozenClip | Exported:
+        if name not in self._loaded:
+            if not self.keep_loaded:
+                self._loaded.clear()
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()  # another process's share of the GPU
+            if name == "clip":
+                clip = FrozenClip(self.exports[name])
+                clip.to(self.device)
+                self._loaded[name] = clip
+            else:
+                stage = load_export(self.exports[name], name)
+                stage.module.to(self.device)
+                self._loaded[name] = stage
+        return self._loaded[name]
 
 
-def _video(
-    stage: Exported,
-    predict: ConditionalPredict,
-    shape: tuple[int, ...],
-    draws: Draws,
-    sampler: SamplerConfig,
-    guidance: float | None,
-    on_step: OnStep | None,
-) -> Tensor:
-    """Sample a stage's videos, (b, *shape)."""
-    stage.config.distillation.check_sampler(f"sample.{stage.stage}", sampler, guidance)
-    diffusion = stage.config.distillation.sampling(stage.config.diffusion)
-    return sample_guided(
-        predict,
-        draws.normal(stage.stage, shape),
-        diffusion,
-        sampler,
-        lambda step: draws.normal(f"{stage.stage} step {step}", shape),
-        guidance=guidance,
-        clip_x0=True,
-        on_step=_reporter(on_step, stage.stage, num_steps(diffusion, sampler)),
+class _Sampling:
+    """How a stage's videos are sampled."""
+
+    def __init__(self, stage: Exported, draws: Draws, options: SampleConfig, guidance: float | None) -> None:
+        self.name, self.draws, self.guidance = stage.stage, draws, guidance
+        self.sampler: SamplerConfig = getattr(options, stage.stage)
+        stage.config.distillation.check_sampler(f"sample.{stage.stage}", self.sampler, guidance)
+        self.diffusion: DiffusionConfig = stage.config.distillation.sampling(stage.config.diffusion)
+        self.steps = num_steps(self.diffusion, self.sampler)
+
+    def sample(self, predict: ConditionalPredict, shape: tuple[int, ...], count: _Counter) -> Tensor:
+        """Sample first windows, (b, *shape)."""
+        return sample_guided(
+            predict,
+            self.draws.normal(self.name, shape),
+            self.diffusion,
+            self.sampler,
+            lambda step: self.draws.normal(f"{self.name} step {step}", shape),
+            guidance=self.guidance,
+            clip_x0=True,
+            on_step=count.of(self.steps),
+        )
+
+
+class _Counter:
+    """Tells how far a batch is in a step of the chain that takes several runs of a sampler."""
+
+    def __init__(self, on_step: OnStep | None, name: str, runs: int) -> None:
+        self._on_step, self._name, self._runs, self._done = on_step, name, runs, 0
+
+    def of(self, steps: int) -> Callable[[int], None]:
+        """Return what to call after each step of the next run, of so many steps."""
+
+        def told(_: Any) -> None:
+            self._done += 1
+            if self._on_step is not None:
+                self._on_step(self._name, self._done, self._runs * steps)
+
+        return told
+
+
+def batched(requests: Sequence[Request], options: SampleConfig) -> list[list[Request]]:
+    """Return the videos to make, candidates of a request side by side, in batches of `options.videos_at_once`."""
+    made = [
+        replace(request, candidate=request.candidate + number)
+        for request in requests
+        for number in range(options.candidates)
+    ]
+    return [made[first : first + options.videos_at_once] for first in range(0, len(made), options.videos_at_once)]
+
+
+def _levels(video_bcthw: Tensor) -> Tensor:
+    """Bring videos in [-1, 1] to (b, t, h, w, 3) uint8."""
+    levels = ((video_bcthw + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return rearrange(levels, "b c t h w -> b t h w c")
+
+
+def _of_text(text: TextCondition, prefix: str = "") -> State:
+    return {
+        f"{prefix}encodings": text.encodings_bld,
+        f"{prefix}mask": text.mask_bl,
+        f"{prefix}embedding": text.embedding_bd,
+    }
+
+
+def _text(state: State, prefix: str = "") -> TextCondition:
+    return TextCondition(
+        encodings_bld=state[f"{prefix}encodings"],
+        mask_bl=state[f"{prefix}mask"],
+        embedding_bd=state[f"{prefix}embedding"],
     )
-
-
-def _own_rate(stage: Exported, noised: Tensor) -> dict[str, Tensor]:
-    """Return the condition on the frame rate of the stage's own window, where it has learnt several."""
-    strides = torch.full((len(noised),), stage.config.window.stride, device=noised.device)
-    return fps_condition(stage.config, stage.fps, strides)
 
 
 def _for(noised: Tensor, condition: Tensor) -> Tensor:
     """Repeat a condition along the batch as often as guidance repeated the noised batch."""
     return repeat(condition, "b ... -> (n b) ...", n=len(noised) // len(condition))
-
-
-def _reporter(on_step: OnStep | None, stage: str, steps: int) -> Callable[[int], None] | None:
-    return None if on_step is None else lambda step: on_step(stage, step + 1, steps)

@@ -79,14 +79,37 @@ def export_files(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
-    """A trained stage as loaded from its export folder."""
+class ExportFacts:
+    """What an export folder says of a trained stage, without its weights."""
 
     stage: str
     config: Any
     dims: ModelDims
     fps: float
+    """Frames per second of the store that the stage was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported(ExportFacts):
+    """A trained stage as loaded from its export folder."""
+
     module: nn.Module
+
+
+def read_export(folder: Path, stage: str) -> ExportFacts:
+    """Read what an export of `stage` says of itself. Raises ValueError naming the folder where it is no such export."""
+    path = folder / CONFIG
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} is no export folder: {CONFIG} or {WEIGHTS} is missing")
+    content = json.loads(path.read_text())
+    if content["stage"] != stage:
+        raise ValueError(f"{folder} is an export of stage {content['stage']}, wanted {stage}")
+    return ExportFacts(
+        stage=stage,
+        config=from_dict(CONFIG_TYPES[stage], content["config"]),
+        dims=ModelDims(**content["dims"]),
+        fps=content["fps"],
+    )
 
 
 def load_export(folder: Path, stage: str) -> Exported:
@@ -94,16 +117,7 @@ def load_export(folder: Path, stage: str) -> Exported:
 
     Raises ValueError naming the folder where it is no export of that stage.
     """
-    path = folder / CONFIG
-    if not path.is_file() or not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder} is no export folder: {CONFIG} or {WEIGHTS} is missing")
-    content = json.loads(path.read_text())
-    if content["stage"] != stage:
-        raise ValueError(f"{folder} is an export of stage {content['stage']}, wanted {stage}")
-    config = from_dict(CONFIG_TYPES[stage], content["config"])
-    dims = ModelDims(**content["dims"])
-    module = build(config, dims)
+    facts = read_export(folder, stage)
+    module = build(facts.config, facts.dims)
     module.load_state_dict(load_file(folder / WEIGHTS))
-    return Exported(
-        stage=stage, config=config, dims=dims, fps=content["fps"], module=module.eval().requires_grad_(False)
-    )
+    return Exported(**vars(facts), module=module.eval().requires_grad_(False))

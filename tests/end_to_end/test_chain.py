@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 import zarr
-from launching import Chain
+from launching import REPOSITORY, Chain, ranks_of
 from PIL import Image
 
 from dalle2_video.config import SampleConfig
 from dalle2_video.data.store import Store
 from dalle2_video.generation.pipeline import Request, VideoPipeline
-from dalle2_video.generation.video_file import read_mp4
+from dalle2_video.generation.video_file import enlarge, read_mp4, write_mp4
 from experiments.run import Run
 
 PROMPTS = ["a red circle moves left", "a blue square moves up"]
@@ -127,3 +133,72 @@ def test_samples_are_the_same_when_made_again(chain: Chain, sampled: Run) -> Non
     again = chain.run("sample", "--sample.prompts", *PROMPTS)
     assert again.folder == sampled.folder
     assert [path.read_bytes() for path in sorted((again.folder / "samples").glob("*.mp4"))] == before
+
+
+def test_an_exported_chain_gives_the_same_videos_to_the_byte(chain: Chain, sampled: Run, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    command = [sys.executable, "tools/export.py", sampled.spec.id, "--out", str(out), "--license", "cc-by-nc-4.0"]
+    answer = subprocess.run(command, cwd=REPOSITORY, env=chain.environment(), capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlicense: cc-by-nc-4.0\n")
+    for parent in sampled.spec.parents.values():
+        assert parent.id in card and parent.digest[:16] in card
+    assert "clips to train on" in card and "validation" in card
+    again = subprocess.run(command, cwd=REPOSITORY, env=chain.environment(), capture_output=True, text=True)
+    assert again.returncode == 2 and "exists; give another folder" in again.stderr
+
+    pipeline = VideoPipeline.from_export(out, "cpu")
+    record = json.loads((sampled.folder / "samples/0000.json").read_text())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(record["threads"])
+    try:
+        videos = pipeline.generate([Request(prompt=prompt, seed=0) for prompt in PROMPTS])
+    finally:
+        torch.set_num_threads(threads)
+    for number, video in enumerate(videos):
+        pipeline.save(tmp_path / "again.mp4", video)
+        made = sampled.folder / f"samples/{number:04d}.mp4"
+        assert np.array_equal(read_mp4(tmp_path / "again.mp4"), read_mp4(made))
+        with av.open(str(made)) as container:
+            tags = dict(container.metadata)
+        write_mp4(tmp_path / "tagged.mp4", enlarge(video.numpy()), pipeline.fps(), metadata={
+            name: tags[name] for name in ("title", "comment")
+        })  # fmt: skip
+        assert (tmp_path / "tagged.mp4").read_bytes() == made.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_task_goes_on_with_what_is_missing(chain: Chain, sampled: Run) -> None:
+    """Killed once its first batches are between two stages, and once videos are written; other options, other run."""
+    flags = [
+        "--sample.prompts",
+        *PROMPTS,
+        "a green star",
+        "--sample.videos-at-once",
+        "1",
+        "--sample.batches-per-task",
+        "3",
+    ]
+    folder: Path | None = None
+    for pattern in ("unfinished/*/*-1.safetensors", "*.json"):
+        process = subprocess.Popen(
+            chain.command("sample", *flags), cwd=REPOSITORY, env=chain.environment(), start_new_session=True
+        )
+        while True:
+            runs = [run for run in chain.registry.runs("sample") if run.spec.id != sampled.spec.id]
+            if runs and list((runs[0].folder / "samples").glob(pattern)):
+                break
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+        folder = runs[0].folder
+        for rank in ranks_of(runs[0]):
+            os.kill(rank, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert folder is not None
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "samples").glob("*.json")}
+    done = chain.run("sample", *flags, "--retry")
+    assert done.folder == folder and len(json.loads((folder / "samples/samples.json").read_text())) == 3
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    assert not (folder / "samples/unfinished").exists()

@@ -117,7 +117,7 @@ def test_what_must_not_be_negative_says_so(make: Callable[..., Any], name: str) 
             (unet, {name: (True,)}, f"UnetConfig.{name}=(True,) must hold one flag for each of the 2 levels")
             for name in LEVEL_FLAGS
         ),
-        (SampleConfig, {"prompts": ("a", " ")}, "sample.prompts=' ' must not be empty"),
+        (SampleConfig, {"prompts": ("a", " ")}, "sample.prompts 2=' ' must not be empty"),
         (
             SampleConfig,
             {"prior": SamplerConfig(dynamic_threshold=0.9)},
