@@ -119,7 +119,7 @@ def _check_samplers(recipe: Recipe, found: Mapping[str, Run]) -> None:
 
 
 def _check_data(registry: Registry, recipe: Recipe, found: Mapping[str, Run]) -> None:
-    """Raise ValueError with the remedy where the data set has fewer clips, or the stages another rate, than is asked."""
+    """Raise ValueError with the remedy where the data set has fewer clips, or the stages no such rate, as is asked."""
     sample = recipe.sample
     if sample.split == "none" and sample.fps == 0:
         return  # the data set need not be here any more

@@ -1,7 +1,12 @@
 """Generate videos from texts with the finished runs of a recipe.
 
 python launch/sample.py --recipe tiny --sample.prompts "a red circle moving left"
+python launch/sample.py --recipe tiny --sample.prompts-file prompts.txt --tasks 4 --sample.candidates 4
+python launch/sample.py --recipe tiny --sample.prompts "a red circle" --sample.start clip.mp4 --sample.seconds 6
 python launch/sample.py --recipe tiny --help
+
+A single prompt that begins with "-": --sample.prompts='-...'; several in a file, one a line. Killed anywhere, the same
+command makes what is missing.
 """
 
 import sys
