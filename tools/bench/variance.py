@@ -22,6 +22,7 @@ X one of ours (range), ours_25 (range for the bound of 25 steps), residual, fixe
     frechet_N_X          distance of samples of N steps from held-out windows, see `variance_measures.Appearance`;
                          frechet_real: of other held-out windows
     colour_N_X, direction_N_X   share of samples whose colour, direction is that of the window they are conditioned on
+    finished_...         of --decoder, by variance: small, large, learned
     ..._sd               standard deviation over the seeds
 """
 
@@ -52,7 +53,14 @@ from tools.bench import variance_report
 from tools.bench.peers import cache
 from tools.bench.timing import BenchArguments
 from tools.bench.variance_data import prepare
-from tools.bench.variance_judging import bound_calls, judge_bounds, judge_samples, sample_calls
+from tools.bench.variance_judging import (
+    bound_calls,
+    finished_calls,
+    judge_bounds,
+    judge_finished,
+    judge_samples,
+    sample_calls,
+)
 from tools.bench.variance_measures import PARTS, gradient_figures
 from tools.bench.variance_runs import INERT, SETUPS, TRAINED_STEPS, Amounts, Bench
 
@@ -80,6 +88,8 @@ VARIANCES = {
     "old_channels": ("old_channels", "learned"), "full_bound": ("full_bound", "learned"),
 }  # fmt: skip
 """Name in the JSON to setup and the variance that its mean is judged with."""
+Shown = tuple[str, list[str], list[list[str]]]
+"""Title, column names and rows of a table."""
 Work = Callable[[str, int, Path, Callable[[], None]], None]
 Kept = dict[tuple[str, int], dict[str, Any]]
 """What each setup and seed left."""
@@ -91,6 +101,9 @@ class Arguments(BenchArguments, Amounts):
 
     store: Path | None = None
     """Store with frames of 16 px instead of sample data; its clips must be captioned motion."""
+    decoder: Path | None = None
+    """Run folder of a finished decoder of captioned motion with learned variance, to be judged too: trained for longer
+    than the bench's own."""
     folder: Path | None = None
     """Where trainings are kept; default: in the user's cache."""
     report: Path | None = None
@@ -123,7 +136,8 @@ def carry_out(arguments: Arguments) -> Kept:
             store=store,
             on_progress=lambda share: bar.update(task, completed=int(100 * share)),
         )
-        bench = Bench(recipe, material, amounts)
+        decoder = replace(recipe.decoder, unet=replace(recipe.decoder.unet, dim=amounts.dim))
+        bench = Bench(decoder, material, amounts)
 
         def parts(name: str) -> dict[str, tuple[Work, int]]:
             """Return what is done, how, and its length on the bar."""
@@ -146,6 +160,13 @@ def carry_out(arguments: Arguments) -> Kept:
                 else:
                     work(name, seed, runs, lambda: bar.advance(task))
                 kept[name, seed] |= json.loads(file.read_text())
+        if arguments.decoder is not None:
+            run = arguments.decoder.resolve()
+            file = runs / f"decoder-{run.name}.json"
+            if not file.is_file():
+                bar.reset(task, total=finished_calls(amounts), description=run.name)
+                judge_finished(run, amounts, file, lambda: bar.advance(task))
+            kept["finished", 0] = json.loads(file.read_text())
     return kept
 
 
@@ -197,10 +218,27 @@ def figures(kept: Kept, seeds: int, warmup: int, limit: float) -> dict[str, floa
                 for figure in ("frechet", "colour", "direction"):
                     put(f"{figure}_{steps}_{name}", [run["samples"][key][figure] for run in runs])
     found["frechet_real"] = kept["fixed", 0]["samples"]["real"]["frechet"]
+    if ("finished", 0) in kept:
+        found |= _finished(kept["finished", 0])
     return found
 
 
-def tables(found: dict[str, float], sample_steps: tuple[int, ...]) -> list[tuple[str, list[str], list[list[str]]]]:
+def _finished(of_run: dict[str, Any]) -> dict[str, float]:
+    found = {"finished_mean_mse": of_run["mean_mse"], "finished_frechet_real": of_run["samples"]["real"]["frechet"]}
+    for steps, by_variance in of_run["bounds"].items():
+        of_steps = "" if steps == str(TRAINED_STEPS) else f"{steps}_"
+        for variance, parts in by_variance.items():
+            found[f"finished_bpd_{of_steps}{variance}"] = sum(parts[key] for key in PARTS)
+            if not of_steps:
+                found[f"finished_bpd_t0_{variance}"] = parts["last"]
+    for key, measured in of_run["samples"].items():
+        if key != "real":
+            variance, steps = key.split()
+            found |= {f"finished_{figure}_{steps}_{variance}": value for figure, value in measured.items()}
+    return found
+
+
+def tables(found: dict[str, float], sample_steps: tuple[int, ...]) -> list[Shown]:
     """Return title, column names and rows of what people read; a cell is mean ± standard deviation over seeds."""
 
     def cell(key: str, digits: int) -> str:
@@ -250,7 +288,20 @@ def tables(found: dict[str, float], sample_steps: tuple[int, ...]) -> list[tuple
             ["variance", *of_steps, f"colour, {last}", f"direction, {last}"],
             samples,
         ),
+        *([_finished_table(found, sample_steps)] if "finished_mean_mse" in found else []),
     ]
+
+
+def _finished_table(found: dict[str, float], sample_steps: tuple[int, ...]) -> Shown:
+    error, real = found["finished_mean_mse"], found["finished_frechet_real"]
+    keys = [*(f"finished_bpd_{n}_" for n in sample_steps), "finished_bpd_", "finished_bpd_t0_"]
+    keys += [f"finished_frechet_{n}_" for n in sample_steps]
+    columns = ["variance", *(f"bits, {n} steps" for n in (*sample_steps, TRAINED_STEPS)), "of it t = 0"]
+    return (
+        f"The finished decoder, one run: error of the mean {error:.4f}, Fréchet distance of real windows {real:.2f}",
+        [*columns, *(f"Fréchet, {n} steps" for n in sample_steps)],
+        [[name, *(f"{found[key + name]:.2f}" for key in keys)] for name in ("small", "large", "learned")],
+    )
 
 
 def main(arguments: Arguments) -> None:

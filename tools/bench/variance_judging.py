@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from dalle2_video.diffusion.samplers import sample
 from dalle2_video.diffusion.schedule import add_noise, log_snr
 from dalle2_video.diffusion.variance import learned_log_variance
 from dalle2_video.diffusion_config import LearnedVariance, SamplerConfig
+from dalle2_video.models.factory import load_export
 from dalle2_video.models.unet3d import Unet3D
 from tools.bench import alignment_judges, variance_old
-from tools.bench.variance_data import batch_of
+from tools.bench.variance_data import Material, batch_of
 from tools.bench.variance_measures import Appearance, Terms, bounds, frechet, picked_steps
 from tools.bench.variance_runs import SETUPS, TRAINED_STEPS, Amounts, Bench, Setup, write_json
 
@@ -33,18 +35,15 @@ Variance = Literal["small", "large", "learned"]
 
 def judge_bounds(bench: Bench, name: str, seed: int, folder: Path, on_step: Callable[[], None]) -> None:
     """Judge the trained weights by mean and bound, and leave the figures in `folder`."""
-    setup, model, held_out = SETUPS[name], _trained(bench, name, seed, folder), bench.dataset("val", 0)
-    figures = {
-        "mean_mse": _mean_mse(bench, setup, model, held_out),
-        "bounds": _bounds(bench, setup, model, held_out, on_step),
-    }
+    figures = bound_figures(bench, SETUPS[name], _trained(bench, name, seed, folder), on_step)
     write_json(folder / f"{name}-{seed}.bounds.json", figures)
 
 
 def judge_samples(bench: Bench, name: str, seed: int, folder: Path, on_step: Callable[[], None]) -> None:
     """Judge the trained weights by samples, and leave the figures in `folder`."""
-    setup, model, held_out = SETUPS[name], _trained(bench, name, seed, folder), bench.dataset("val", 0)
-    figures = {"samples": _samples(bench, setup, model, held_out, seed, on_step)}
+    setup, model = SETUPS[name], _trained(bench, name, seed, folder)
+    variances: tuple[Variance, ...] = ("small", "large") if setup.kind == "none" else ("learned",)
+    figures = {"samples": sample_figures(bench, setup, model, seed, variances, on_step)}
     write_json(folder / f"{name}-{seed}.samples.json", figures)
 
 
@@ -52,6 +51,15 @@ def _trained(bench: Bench, name: str, seed: int, folder: Path) -> Unet3D:
     model = bench.network(SETUPS[name], seed)
     model.load_state_dict(load_file(folder / f"{name}-{seed}.safetensors"))
     return model.eval().requires_grad_(False)
+
+
+def bound_figures(bench: Bench, setup: Setup, model: Unet3D, on_step: Callable[[], None]) -> dict[str, Any]:
+    """Return `mean_mse` and `bounds`, by steps, variance and part."""
+    held_out = bench.dataset("val", 0)
+    return {
+        "mean_mse": _mean_mse(bench, setup, model, held_out),
+        "bounds": _bounds(bench, setup, model, held_out, on_step),
+    }
 
 
 def _mean_mse(bench: Bench, setup: Setup, model: Unet3D, held_out: WindowDataset) -> float:
@@ -104,9 +112,16 @@ def _bounds(
     return found
 
 
-def _samples(
-    bench: Bench, setup: Setup, model: Unet3D, held_out: WindowDataset, seed: int, on_step: Callable[[], None]
+def sample_figures(
+    bench: Bench,
+    setup: Setup,
+    model: Unet3D,
+    seed: int,
+    variances: tuple[Variance, ...],
+    on_step: Callable[[], None],
 ) -> dict[str, Any]:
+    """Return distance and agreement by variance and steps, and the distance of real windows; seed: of the noise."""
+    held_out = bench.dataset("val", 0)
     count, diffusion = bench.amounts.sampled, bench.diffusion(setup)
     batch = batch_of(held_out, 0, count)
     real, of_batch = bench.conditioned(batch, model)
@@ -121,7 +136,6 @@ def _samples(
         return of_batch(noised, logsnr_b, keep)
 
     found: dict[str, Any] = {"real": {"frechet": frechet(appearance.features(real.numpy()), reference)}}
-    variances: tuple[Variance, ...] = ("small", "large") if setup.kind == "none" else ("learned",)
     for steps in bench.amounts.sample_steps:
         noise = draws.normal(f"sample {steps}", shape)
 
@@ -199,3 +213,32 @@ def bound_calls(amounts: Amounts) -> int:
 def sample_calls(name: str, amounts: Amounts) -> int:
     """Return how often `judge_samples` calls its on_step."""
     return sum(amounts.sample_steps) * (2 if SETUPS[name].kind == "none" else 1)
+
+
+def judge_finished(run: Path, amounts: Amounts, file: Path, on_step: Callable[[], None]) -> None:
+    """Judge the decoder of a registry's finished run with all variances on its mean, and leave the figures in `file`.
+
+    Raises ValueError with a remedy where the run is none with a learned variance.
+    """
+    if not (run / "export").is_dir() or not (run / "run.json").is_file():
+        raise ValueError(f"--decoder {run}: is no folder of a finished run; see: python tools/runs.py list")
+    exported = load_export(run / "export", "decoder")
+    diffusion = exported.config.diffusion
+    if diffusion.learned_variance == "none":
+        raise ValueError(f"--decoder {run}: has a fixed variance; take one trained with diffusion.learned_variance")
+    parents = json.loads((run / "run.json").read_text())["parents"]
+    store, clip = (
+        next((run.parents[1] / stage).glob(f"*-{parents[stage]['id']}")) / part
+        for stage, part in (("preprocess", "store"), ("clip", "export"))
+    )
+    bench = Bench(exported.config, Material(store=store, clip=clip), amounts)
+    setup = Setup(kind=diffusion.learned_variance, variance_steps=diffusion.variance_steps)
+    assert isinstance(exported.module, Unet3D)
+    figures = bound_figures(bench, setup, exported.module, on_step)
+    figures["samples"] = sample_figures(bench, setup, exported.module, 0, get_args(Variance), on_step)
+    write_json(file, figures)
+
+
+def finished_calls(amounts: Amounts) -> int:
+    """Return how often `judge_finished` calls its on_step."""
+    return bound_calls(amounts) + len(get_args(Variance)) * sum(amounts.sample_steps)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dalle2_video.config import Recipe
+from dalle2_video.config import DecoderConfig
 from dalle2_video.data.batches import WindowDataset, to_float
 from dalle2_video.data.draws import Draws
 from dalle2_video.diffusion.variance import split_output
@@ -106,15 +106,13 @@ class Amounts:
 class Bench:
     """The data and the frozen CLIP, with which any setup can be trained."""
 
-    def __init__(self, recipe: Recipe, material: Material, amounts: Amounts) -> None:
-        self.amounts, self.clip = amounts, FrozenClip(material.clip)
-        decoder = recipe.decoder
-        self.config = replace(decoder, unet=replace(decoder.unet, dim=amounts.dim))
-        self.optim = decoder.optim
+    def __init__(self, config: DecoderConfig, material: Material, amounts: Amounts) -> None:
+        self.config, self.amounts, self.clip = config, amounts, FrozenClip(material.clip)
+        self.optim = config.optim
         self.inputs = StageInputs(config=self.config, seed=0, store=material.store)
 
     def diffusion(self, setup: Setup) -> DiffusionConfig:
-        """Return the recipe's diffusion with a setup's variance."""
+        """Return the decoder's diffusion with a setup's variance."""
         return replace(self.config.diffusion, learned_variance=setup.kind, variance_steps=setup.variance_steps)
 
     def dataset(self, split: Any, seed: int) -> WindowDataset:
