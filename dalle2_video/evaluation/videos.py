@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from dalle2_video.data.batches import to_float
 from dalle2_video.data_config import WindowConfig
 from dalle2_video.digests import file_digest
+from dalle2_video.generation.ranking import scaled
 from dalle2_video.generation.sample import SAMPLES
 from dalle2_video.generation.video_file import enlarge, read_mp4, write_mp4
 
@@ -74,12 +74,3 @@ def for_clip(video_thwc: np.ndarray, window: WindowConfig, clip_window: WindowCo
     places = np.floor(times + 0.5).astype(int)
     frames = to_float(torch.from_numpy(video_thwc[places[places < len(video_thwc)]])[None])
     return scaled(frames, clip_window.size)
-
-
-def scaled(video_bcthw: Tensor, size: int) -> Tensor:
-    """Scale frames to a square of `size` pixels, with a filter that does not alias."""
-    if video_bcthw.shape[-1] == size:
-        return video_bcthw
-    frames = rearrange(video_bcthw, "b c t h w -> (b t) c h w")
-    frames = F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return rearrange(frames, "(b t) c h w -> b c t h w", b=len(video_bcthw))

@@ -243,14 +243,6 @@ class VideoPipeline:
         share = torch.tensor([request.share for request in batch], device=self.device)
         return _of_text(blend(ends[0], ends[1], share)) | {"target": slerp(targets[0], targets[1], share)}
 
-    def embed(
-        self, text: TextCondition, draws: Draws, options: SampleConfig = DEFAULTS, *, on_step: OnStep | None = None
-    ) -> Tensor:
-        """Sample unit-norm CLIP video embeddings (b, d): the best of the prior's candidates by dot product with the
-        text's (Ramesh et al. 2022, sec. 2.2).
-        """
-        return self._embed(text, draws, options, _Counter(on_step, "prior", self.facts["prior"].config.candidates))
-
     def _embed(self, text: TextCondition, draws: Draws, options: SampleConfig, count: _Counter) -> Tensor:
         if options.embedding == "text":
             return text.embedding_bd

@@ -24,7 +24,7 @@ def cosines(clip: FrozenClip, videos_bthwc: Tensor, texts_bd: Tensor, stride: fl
     found = []
     for number in range(whole):
         part = places[number * window.num_frames : (number + 1) * window.num_frames]
-        video = _scaled(to_float(videos_bthwc[:, part.to(videos_bthwc.device)]), window.size)
+        video = scaled(to_float(videos_bthwc[:, part.to(videos_bthwc.device)]), window.size)
         found.append((clip.encode_video(video) * texts_bd).sum(-1))
     return torch.stack(found).mean(0)
 
@@ -34,7 +34,7 @@ def best_of(scores: Tensor, number: int, candidates: int) -> int:
     return number * candidates + int(scores[number * candidates : (number + 1) * candidates].argmax())
 
 
-def _scaled(video_bcthw: Tensor, size: int) -> Tensor:
+def scaled(video_bcthw: Tensor, size: int) -> Tensor:
     """Scale frames to a square of `size` pixels, with a filter that does not alias."""
     if video_bcthw.shape[-1] == size:
         return video_bcthw
