@@ -146,6 +146,9 @@ class TemporalAttention(nn.Module):
 class Block(nn.Module):
     """Residual block with the level's convolution over time and attentions; on the way up it first merges a skip."""
 
+    gathered_whole = True
+    """ZeRO-3 fetches all its weights together, see `training.engine`. All take part in every forward."""
+
     def __init__(
         self,
         config: UnetConfig,

@@ -13,6 +13,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
 from dalle2_video.config import OptimConfig
@@ -86,6 +87,16 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
     return [group for group in groups if group["params"]]
 
 
+def gather_whole(module: nn.Module) -> None:
+    """Have ZeRO-3 fetch the weights of each part that says so, `gathered_whole`, at once.
+
+    Otherwise every layer is fetched and let go by hooks of its own, which cost a small step more than the transfers.
+    """
+    kinds = {type(part) for part in module.modules() if getattr(part, "gathered_whole", False)}
+    if kinds:
+        set_z3_leaf_modules(module, list(kinds))
+
+
 class Engine:
     """A model, its optimiser and its sharded state."""
 
@@ -125,6 +136,8 @@ class Engine:
         else:
             optimizer = LimitedAdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.adamw = optimizer
+        if settings["zero_optimization"]["stage"] == 3:
+            gather_whole(module)
         self.model, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         if isinstance(optimizer, LimitedAdamW):
             optimizer.norm = gradient_norm_of(self.model)

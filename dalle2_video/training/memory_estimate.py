@@ -94,7 +94,7 @@ def estimate(
         parameters=count,
         states=states(trained, world_size=world_size, zero_stage=zero_stage, bf16=bf16)
         + (count - trained) * (2 if bf16 else 4) // (world_size if zero_stage == 3 else 1),
-        buckets=_buckets(count, zero_stage=zero_stage, bf16=bf16, cuda=cuda),
+        buckets=_buckets(count, _largest_whole(module), zero_stage=zero_stage, bf16=bf16, cuda=cuda),
         frozen=4 * sum(_count(one) for one in (clip, teacher.module if teacher else None) if one is not None),
         activations=activations,
         process=0 if cuda else PROCESS_BYTES,
@@ -120,11 +120,17 @@ def states(count: int, *, world_size: int, zero_stage: int, bf16: bool) -> int:
     return count * whole + -(-count // world_size) * shared
 
 
-def _buckets(count: int, *, zero_stage: int, bf16: bool, cuda: bool) -> int:
+def _largest_whole(module: nn.Module) -> int:
+    """Number of weights of the largest part that ZeRO-3 fetches at once, see `engine`."""
+    parts = (part for part in module.modules() if getattr(part, "gathered_whole", False))
+    return max((_count(part) for part in parts), default=0)
+
+
+def _buckets(count: int, largest_whole: int, *, zero_stage: int, bf16: bool, cuda: bool) -> int:
     if zero_stage == 0:
         return 0
     bucket = min(count, BUCKET[cuda])
-    gathered = 2 * bucket * (2 if bf16 else 4) if zero_stage == 3 else 0
+    gathered = (bucket + max(bucket, largest_whole)) * (2 if bf16 else 4) if zero_stage == 3 else 0
     return 4 * bucket + gathered
 
 

@@ -11,14 +11,16 @@ import av
 import numpy as np
 import pytest
 import torch
+from deepspeed.utils import z3_leaf_module
 from PIL import Image
 
 from dalle2_video.config import OptimConfig
 from dalle2_video.generation.video_file import contact_sheet, enlarge, read_mp4, write_mp4
 from dalle2_video.models.factory import ModelDims, build, export_files, load_export
+from dalle2_video.models.unet_blocks import Block
 from dalle2_video.training import stop
 from dalle2_video.training.ema import decay_at
-from dalle2_video.training.engine import learning_rate
+from dalle2_video.training.engine import gather_whole, learning_rate
 from dalle2_video.training.export import export_digest
 from dalle2_video.training.stop import PREEMPT, STOP, StopFlag, Switch
 from experiments.recipes import tiny
@@ -31,6 +33,15 @@ def optim(**changes: object) -> OptimConfig:
 def test_learning_rate_warms_up_from_the_first_step_and_stays() -> None:
     rates = [learning_rate(step, optim()) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and set(rates[10:]) == {1.0}
+
+
+def test_zero_fetches_each_block_of_a_unet_whole() -> None:
+    dims = ModelDims(vocab_size=8, text_context=4, embed_dim=8, text_dim=8)
+    with torch.device("meta"):
+        unet = build(tiny.recipe().decoder, dims)
+    gather_whole(unet)
+    whole = [part for part in unet.modules() if z3_leaf_module(part)]
+    assert whole == [part for part in unet.modules() if isinstance(part, Block)] != []
 
 
 def test_cosine_decay_ends_at_a_tenth() -> None:
