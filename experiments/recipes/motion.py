@@ -7,8 +7,7 @@ CLIP reads tubelets behind a convolutional stem: without the stem it had not lea
 
 from dataclasses import replace
 
-from dalle2_video.config import OptimConfig, Recipe
-from dalle2_video.diffusion_config import DiffusionConfig
+from dalle2_video.config import DiffusionConfig, OptimConfig, Recipe
 from experiments.recipes import tiny
 
 
@@ -17,7 +16,7 @@ def recipe() -> Recipe:
     base = tiny.recipe()
     assert base.temporal_sr is not None
 
-    def optim(steps: int, batch_size: int, **changes: float) -> OptimConfig:
+    def optim(steps: int, batch_size: int, weight_decay: float = 0.01) -> OptimConfig:
         return OptimConfig(
             steps=steps,
             batch_size=batch_size,
@@ -25,7 +24,7 @@ def recipe() -> Recipe:
             warmup_steps=50,
             lr_decay="cosine",
             ema_decay=0.998,
-            **changes,
+            weight_decay=weight_decay,
         )
 
     return replace(

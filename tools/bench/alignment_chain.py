@@ -86,7 +86,7 @@ class Chain:
         registry = Registry(self.home)
         evaluated = max(registry.runs("evaluate"), key=lambda run: run.spec.created)
         found = json.loads((evaluated.folder / "evaluation" / "evaluation.json").read_text())
-        result = {"retrieval_top1": found["figures"]["text_to_video_top1"]["value"]}
+        result = {"retrieval_top1": found["text_to_video"]["top1"]["value"]}
         prior = max((run for run in registry.runs("prior") if run.is_done()), key=lambda run: run.spec.created)
         judged = [record for record in prior.metrics() if "cosine_true" in record]
         return result | {f"prior_{name}": value for name, value in judged[-1].items() if name.startswith("cosine_")}
