@@ -19,6 +19,7 @@ import numpy as np
 from dalle2_video.data.statistics import histogram
 from dalle2_video.generation.video_file import write_mp4
 from experiments import files, identity
+from experiments.identity import Parent
 from experiments.registry import Registry
 from experiments.run import Run, RunSpec
 from launch.arguments import load_recipe, to_dict_or_value
@@ -50,6 +51,8 @@ class Made:
     queued: Run
     sample: Run
     evaluate: Run
+    watched: tuple[Run, Run]
+    """Evaluations of the decoder at work, at steps 600 and 200."""
 
 
 def make_registry(home: Path) -> Made:
@@ -110,19 +113,24 @@ def make_registry(home: Path) -> Made:
     _array(evaluate, clock + 15000, tasks=1, lasting_s=60, nodes="n1")
     _evaluation(evaluate, clip, preprocess)
     _done(evaluate, clock + 15100)
+    watched = tuple(_judged_checkpoint(registry, decoder, step, clock + 16000 - step) for step in (600, 200))
     return Made(
         home=home, preprocess=preprocess, clip=clip, embed=embed, prior=prior, other_prior=other_prior,
-        decoder=decoder, failed=failed, queued=queued, sample=sample, evaluate=evaluate,
+        decoder=decoder, failed=failed, queued=queued, sample=sample, evaluate=evaluate, watched=watched,
     )  # fmt: skip
 
 
-def _run(registry: Registry, stage: str, parents: Sequence[Run], created: float, *, lr: float | None = None) -> Run:
+def _run(
+    registry: Registry, stage: str, parents: Sequence[Run], created: float, *, lr: float | None = None,
+    checkpoint: Parent | None = None,
+) -> Run:  # fmt: skip
     recipe = load_recipe("tiny")
     config = json.loads(json.dumps({part: to_dict_or_value(getattr(recipe, part)) for part in STAGES[stage].parts}))
     if lr is not None:
         config[stage]["optim"]["lr"] = lr
     pinned = {parent.spec.stage: parent.as_parent() for parent in parents}
-    name = identity.digest([stage, config, [parent.id for parent in parents]])[:10]
+    pinned |= {checkpoint.stage: checkpoint} if checkpoint else {}
+    name = identity.digest([stage, config, [[parent.id, parent.step] for parent in pinned.values()]])[:10]
     spec = RunSpec(stage=stage, recipe="tiny", id=name, config=config, source=None, parents=pinned)
     run = registry.create(spec)
     # The writer knows no other time than now.
@@ -261,3 +269,17 @@ def _evaluation(run: Run, clip: Run, preprocess: Run) -> None:
             text = HOSTILE if row == 0 else f"caption {row}"
             line = {"clip": f"c{row}", "row": row, "text": text, "text_to_video": row + 1.0, "video_to_text": 2.0}
             file.write(json.dumps(line) + "\n")
+
+
+def _judged_checkpoint(registry: Registry, decoder: Run, step: int, created: float) -> Run:
+    pinned = Parent(stage="decoder", id=decoder.id, digest="c" * 64, step=step)
+    run = _run(registry, "evaluate", (), created, checkpoint=pinned)
+    folder = run.folder / "evaluation"
+    folder.mkdir()
+    of = {"id": decoder.id, "digest": pinned.digest, "step": step}
+    bits = {"value": 4.0 - step / 1000, "low": 3.0, "high": 4.5}
+    (folder / "evaluation.json").write_text(
+        json.dumps({"made_from": {"decoder": of}, "split": "val", "decoder": {"bits_per_dim": bits}})
+    )
+    _done(run, created + 60)
+    return run

@@ -104,10 +104,10 @@ def shown_runs(page: Page) -> list[str]:
 
 
 def test_the_overview_shows_every_run_and_filters(page: Page, reported: Made) -> None:
-    assert len(shown_runs(page)) == 11
+    assert len(shown_runs(page)) == 13
     page.get_by_label("Filter").fill("prior")
     assert sorted(shown_runs(page)) == sorted([reported.prior.folder.name, reported.other_prior.folder.name])
-    expect(page.locator("#count")).to_have_text("2 of 11 runs")
+    expect(page.locator("#count")).to_have_text("2 of 13 runs")
     page.get_by_label("Filter").fill("")
     page.get_by_label("state", exact=True).select_option("failed")
     assert shown_runs(page) == [reported.failed.folder.name]
@@ -125,7 +125,7 @@ def test_the_overview_sorts_by_its_columns(page: Page) -> None:
     texts = page.locator('table.runs td[data-title="Loss"]').all_inner_texts()
     losses = [float(text) for text in texts if text]
     assert losses == sorted(losses, reverse=True) and len(losses) == 6
-    assert texts[len(losses) :] == [""] * 5  # what has no loss comes last
+    assert texts[len(losses) :] == [""] * 7  # what has no loss comes last
     page.get_by_role("button", name="Loss", exact=True).click()
     texts = page.locator('table.runs td[data-title="Loss"]').all_inner_texts()
     assert [float(text) for text in texts if text] == losses[::-1] and texts[0]
@@ -287,6 +287,16 @@ def test_evaluations_are_shown_with_the_run_that_they_judge(page: Page, reported
     expect(history).to_contain_text("10 % (5 to 15)")
     history.get_by_role("link").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text(reported.evaluate.folder.name)
+
+
+def test_evaluations_of_a_run_at_work_stand_in_the_order_of_its_steps(page: Page, reported: Made) -> None:
+    go(page, f"#/run/{reported.decoder.id}")
+    rows = page.get_by_role("table", name="Evaluations of this run").locator("tbody tr")
+    expect(rows).to_have_count(2)
+    assert [rows.nth(number).locator("td").nth(1).inner_text() for number in (0, 1)] == ["200", "600"]
+    expect(rows.nth(1)).to_contain_text("3.4 (3 to 4.5)")
+    go(page, f"#/run/{reported.watched[0].id}")
+    expect(page.locator("main")).to_contain_text("at step 600")
 
 
 def test_data_statistics_and_bad_clips_are_shown(page: Page, reported: Made) -> None:

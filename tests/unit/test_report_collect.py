@@ -102,6 +102,14 @@ def test_parents_that_are_no_longer_what_was_pinned_are_told(reported: Made, tmp
     assert pinned == {"preprocess": "ok", "clip": "gone", "embed": "changed"}
 
 
+def test_a_checkpoint_that_was_judged_is_a_parent_at_its_step(reported: Made, report: Report) -> None:
+    (parent,) = row(report, reported.watched[0])["parents"]
+    assert parent == {
+        "role": "decoder", "stage": "decoder", "id": reported.decoder.id, "step": 600, "pinned": "ok",
+    }  # fmt: skip
+    assert detail(report, reported.watched[0])["evaluation"]["judged"]["decoder"]["step"] == 600
+
+
 def test_clips_hold_the_files_bytes_and_nothing_from_elsewhere(reported: Made, report: Report) -> None:
     found = detail(report, reported.sample)["clips"]
     assert found["of"] == len(found["shown"]) == 6
@@ -229,9 +237,11 @@ def test_a_run_with_its_lineage_or_alone(reported: Made) -> None:
         run.id for run in (reported.preprocess, reported.clip, reported.embed, reported.prior, reported.sample)
     }
     assert ids(named=[f"prior/{reported.prior.folder.name}"], alone=True) == {reported.prior.id}
-    newest = Selection(newest=2).choose(Registry(reported.home))
-    assert [run.id for run in newest.runs] == [reported.evaluate.id, reported.sample.id]
-    assert newest.left_out == len(list(Registry(reported.home).runs())) - 2
+    newest = Selection(newest=4).choose(Registry(reported.home))
+    assert [run.id for run in newest.runs] == [
+        run.id for run in (*reported.watched[::-1], reported.evaluate, reported.sample)
+    ]
+    assert newest.left_out == len(list(Registry(reported.home).runs())) - 4
 
 
 @pytest.mark.parametrize(

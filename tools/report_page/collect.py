@@ -128,11 +128,13 @@ def _row(run: Run, look: Look, metrics: Metrics, records: Sequence[AttemptRecord
     }
 
 
-def _parent(role: str, parent: Parent, digests: Mapping[str, str | None]) -> dict[str, str]:
-    """Return a pinned parent and whether it still is what was pinned."""
+def _parent(role: str, parent: Parent, digests: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return a pinned parent and whether it still is what was pinned; a checkpoint was, while the run went on."""
     now = digests.get(parent.id)
     pinned = "ok" if now == parent.digest else "changed" if now else "unfinished" if parent.id in digests else "gone"
-    return {"role": role, "stage": parent.stage, "id": parent.id, "pinned": pinned}
+    if parent.step is not None and pinned != "gone":
+        pinned = "ok"
+    return {"role": role, "stage": parent.stage, "id": parent.id, "step": parent.step, "pinned": pinned}
 
 
 def _detail(

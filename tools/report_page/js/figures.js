@@ -28,7 +28,7 @@ function figuresTable(caption, entries) {
 }
 
 function evaluationView(found) {
-  const judged = Object.entries(found.judged).map(([stage, one]) => el("span", {}, `${stage} `, runLink(one.id), one.step ? ` at step ${number(one.step)}` : ""));
+  const judged = Object.entries(found.judged).map(([stage, one]) => el("span", {}, `${stage} `, runLink(one.id), Number.isInteger(one.step) ? ` at step ${number(one.step)}` : ""));
   const parts = [el("p", {}, "Judged: ", judged.flatMap((one, place) => (place ? [", ", one] : [one])), ".")];
   if (found.figures.length) parts.push(figuresTable("Figures with their intervals", found.figures));
   parts.push(el("h3", {}, "What it was measured on"), factsList(found.facts));
@@ -46,7 +46,7 @@ function factsList(facts) {
   return el("dl", { class: "facts" }, facts.map(([name, value]) => el("div", {}, el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, typeof value === "number" ? number(value, 6) : String(value ?? "")))));
 }
 
-// All evaluations that judged a run, oldest first.
+// All evaluations that judged a run, by its step.
 async function evaluationHistory(id) {
   const rows = state.index.runs.filter((row) => row.stage === "evaluate" && row.parents.some((parent) => parent.id === id));
   const found = [];
@@ -54,14 +54,15 @@ async function evaluationHistory(id) {
     const { evaluation } = await detail(row.id);
     if (evaluation?.judged && Object.values(evaluation.judged).some((one) => one.id === id)) found.push({ row, evaluation, step: Object.values(evaluation.judged).find((one) => one.id === id).step });
   }
-  found.sort((one, other) => (one.step ?? 0) - (other.step ?? 0) || one.row.created - other.row.created);
+  const at = (one) => (Number.isInteger(one.step) ? one.step : Number.MAX_SAFE_INTEGER); // what is finished comes last
+  found.sort((one, other) => at(one) - at(other) || one.row.created - other.row.created);
   if (!found.length) return null;
   const paths = [...new Set(found.flatMap(({ evaluation }) => evaluation.figures.map(([path]) => path.join(" / "))))];
   const split = (evaluation) => String(evaluation.facts.find(([name]) => name === "split")?.[1] ?? "");
   const columns = [{ title: "Evaluation" }, { title: "Made" }, { title: "Step", number: true }, { title: "Split" }, ...paths.map((path) => ({ title: path.replaceAll("_", " "), number: true }))];
   const cells = found.map(({ row, evaluation, step }) => {
     const figures = new Map(evaluation.figures.map(([path, ...numbers]) => [path.join(" / "), figureText(path.at(-1), ...numbers)]));
-    return [runLink(row.id, shortName(row)), clock(row.created), step ? number(step) : "final", split(evaluation), ...paths.map((path) => figures.get(path) ?? "")];
+    return [runLink(row.id, shortName(row)), clock(row.created), Number.isInteger(step) ? number(step) : "final", split(evaluation), ...paths.map((path) => figures.get(path) ?? "")];
   });
   return scroller("Evaluations of this run", table("Evaluations of this run", columns, cells, { class: "history" }));
 }

@@ -9,7 +9,7 @@ function leaves(value, path = "", found = new Map()) {
 
 // All that a run was told: settings, inputs, what it was made from.
 function told(id, value) {
-  const parents = Object.fromEntries(runs().get(id).parents.map((parent) => [parent.role, parent.id]));
+  const parents = Object.fromEntries(runs().get(id).parents.map((parent) => [parent.role, parent.step === null ? parent.id : `${parent.id} at step ${parent.step}`]));
   return leaves({ ...value.config, input: value.inputs, parent: parents, source: value.source ?? undefined });
 }
 
