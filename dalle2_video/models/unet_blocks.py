@@ -32,6 +32,19 @@ class ZeroConv2d(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
+def modulated_norm(x_nchw: Tensor, scale_bc: Tensor, shift_bc: Tensor) -> Tensor:
+    """Group norm of (b * t, c, h, w) frames with scale and shift of each frame's sample."""
+    frames, rest = divmod(len(x_nchw), len(scale_bc))
+    assert rest == 0
+    if frames == 1:
+        normed = functional.group_norm(x_nchw, GROUPS)
+        return torch.addcmul(shift_bc[:, :, None, None], normed, scale_bc[:, :, None, None])
+    # As the norm's own weights they cost nothing: a product of its own would be made and kept for the backward pass.
+    samples = zip(x_nchw.split(frames), scale_bc, shift_bc, strict=True)
+    normed_samples = [functional.group_norm(sample, GROUPS, scale, shift) for sample, scale, shift in samples]
+    return normed_samples[0] if len(normed_samples) == 1 else torch.cat(normed_samples)
+
+
 class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice; the condition scales and shifts the second norm (Dhariwal & Nichol 2021)."""
 
@@ -40,26 +53,23 @@ class ResidualBlock(nn.Module):
         self.selective, self.random = selective, dropout > 0
         self.norm_in = nn.GroupNorm(GROUPS, channels)
         self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
-        # scale and shift of the condition stand in for the norm's own; at zero they are the identity
-        self.norm_out = nn.GroupNorm(GROUPS, channels, affine=False)
+        # scale and shift of the condition stand in for the second norm's own; at zero they are the identity
         self.modulation = ZeroLinear(condition_dim, 2 * channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = ZeroConv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_nchw: Tensor, condition_bd: Tensor) -> Tensor:
         """Map (b * t, c, h, w) to the same shape; condition_bd: (b, condition_dim)."""
-        scale, shift = rearrange(self.modulation(condition_bd), "b (two c) -> two b 1 c 1 1", two=2)
+        scale, shift = self.modulation(condition_bd).chunk(2, dim=1)
         hidden = recompute.segment(self.selective, self._first, x_nchw)
         return x_nchw + recompute.segment(self.selective, self._second, hidden, scale, shift, random=self.random)
 
     def _first(self, x_nchw: Tensor) -> Tensor:
         return self.conv_in(functional.silu(self.norm_in(x_nchw)))
 
-    def _second(self, hidden_nchw: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        frames = rearrange(self.norm_out(hidden_nchw), "(b t) c h w -> b t c h w", b=len(scale))
-        frames = torch.addcmul(shift, frames, 1 + scale)
-        hidden_nchw = rearrange(functional.silu(frames), "b t c h w -> (b t) c h w")
-        return self.conv_out(self.dropout(hidden_nchw))
+    def _second(self, hidden_nchw: Tensor, scale_bc: Tensor, shift_bc: Tensor) -> Tensor:
+        modulated = modulated_norm(hidden_nchw, 1 + scale_bc, shift_bc)
+        return self.conv_out(self.dropout(functional.silu(modulated)))
 
 
 class TemporalConvolution(nn.Module):
