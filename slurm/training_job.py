@@ -60,7 +60,9 @@ def train(run: Run, intent: int, request: dict[str, Any], signals: StopSignals, 
             on_hang=lambda hang: _record_hang(attempt or supervised_attempt(run), hang),
             on_phase=startup.follow(lambda seconds: _record_startup(attempt, seconds)),
         )
-        device = distributed.start(runtime.torch_threads)
+        # what is computed again comes in many sizes
+        thrifty = runtime.activation_checkpointing != "none"
+        device = distributed.start(runtime.torch_threads, thrifty=thrifty)
         if told := distributed.highest(signals.value, device):
             # While imports ran: nothing was begun, so this is no attempt.
             log.info("%s: told to stop before it started", run.name)

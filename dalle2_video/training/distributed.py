@@ -16,20 +16,25 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from dalle2_video.training import allocation
+
 COLLECTIVE_TIMEOUT = timedelta(days=1)
 """Never what ends a hang: the watchdog knows how long a step takes and says who hangs where."""
 RAISED_ON_ZERO = "raised on rank 0:"
 T = TypeVar("T")
 
 
-def start(threads: int) -> torch.device:
+def start(threads: int, *, thrifty: bool = False) -> torch.device:
     """Join the process group and return this rank's device.
 
-    threads: CPU threads of this rank; 0 shares the machine's cores among its ranks.
+    threads: CPU threads of this rank; 0 shares the machine's cores among its ranks. thrifty: on a CPU memory goes back
+    to the system as soon as a tensor is freed, see `allocation`; no tensor may have been made before.
     """
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
+        if thrifty:
+            allocation.be_thrifty()
     import deepspeed
 
     # On CPU DeepSpeed would compile its shared-memory collectives at first use: minutes, and a compiler on every node.

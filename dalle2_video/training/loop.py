@@ -24,7 +24,7 @@ from dalle2_video.data.keyed_random import key
 from dalle2_video.data.loading import loader
 from dalle2_video.runtime import RuntimeConfig
 from dalle2_video.stages.stage import Batch, JudgedStage, Metrics, Stage
-from dalle2_video.training import allocation, checkpoint, distributed, ema, judging
+from dalle2_video.training import checkpoint, distributed, ema, judging
 from dalle2_video.training.commits import Commits
 from dalle2_video.training.engine import Engine, learning_rate
 from dalle2_video.training.export import export
@@ -63,8 +63,6 @@ class Trainer:
         self.watchdog = watchdog
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.micro_batch, self.accumulation = runtime.accumulation(stage.optim.batch_size, self.world_size)
-        if device.type == "cpu" and runtime.activation_checkpointing != "none":
-            allocation.be_thrifty()
         torch.manual_seed(key(seed, "weights"))
         watchdog.phase("building the model", start=True)
         stage.to(device)

@@ -108,12 +108,15 @@ def measured(checkpointing):
 torch.set_num_threads(1)
 be_thrifty()
 MODES = ("none", "selective", "full")
+wide = torch.ones(2**21)
+asks_for_large_pages = any("VmFlags:" in line and " hg" in line for line in open("/proc/self/smaps"))
+del wide
 found = {mode: [measured(mode)] for mode in MODES}
 for mode in MODES:
     with fake_tensors(), LiveMemory() as memory:
         step(mode)
     found[mode].append(memory.peak / 2**20)
-print(json.dumps(found))
+print(json.dumps(found | {"large_pages": asks_for_large_pages}))
 """
 
 
@@ -128,8 +131,9 @@ def test_the_peak_of_a_process_is_lower_and_as_predicted() -> None:
         env={"OMP_NUM_THREADS": "1", "PATH": ""},
     )
     found = json.loads(ran.stdout)
+    assert found.pop("large_pages") or not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists()
     none, selective, full = (found[mode][0] for mode in ("none", "selective", "full"))
     assert selective < 0.55 * none
-    assert full < 0.8 * selective
+    assert full < 0.85 * selective
     for mode, (peak, told) in found.items():
         assert abs(told / peak - 1) < 0.2, (mode, found)

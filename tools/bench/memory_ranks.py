@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, folder: Path) -> None:
 
 def carry_out(plan: Plan, folder: Path, answer: Path) -> None:
     """Train and answer, on one rank; folder: holds `clip`."""
-    device = distributed.start(threads=1)
+    device = distributed.start(threads=1, thrifty=plan.checkpointing != "none")
     watchdog = Watchdog(minimum_s=3600, factor=1000, on_hang=lambda hang: print(hang.stack, file=sys.stderr))
     recipe = plan.made()
     inputs = StageInputs(
