@@ -13,9 +13,10 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,26 +39,32 @@ def cache() -> Path:
     return folder
 
 
-def peers_python(requirements_file: str = "requirements.txt") -> Path:
+def peers_python(requirements_file: str = "requirements.txt", *, beside_product: bool = False) -> Path:
     """Return the peers' Python, installing them on the first call. Raises PeersMissing.
 
-    requirements_file: of this folder; each has an environment of its own.
+    requirements_file: of this folder; each has an environment of its own. beside_product: nothing but what the file
+    names is installed; all else, torch first, is found among the product's packages.
     """
     requirements = _HERE / requirements_file
-    key = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:10]
+    packages = sysconfig.get_path("purelib") if beside_product else ""
+    key = hashlib.sha256(requirements.read_bytes() + f"{sys.version}{packages}".encode()).hexdigest()[:10]
     environment = cache() / f"peers-{key}"
     if not environment.is_dir():
         Console(stderr=True).print(f"installing the peers into {environment}, once", highlight=False)
-        _install(requirements, environment)
+        _install(requirements, environment, packages)
     return environment / "bin" / "python"
 
 
-def _install(requirements: Path, environment: Path) -> None:
+def _install(requirements: Path, environment: Path, packages: str) -> None:
     with tempfile.TemporaryDirectory(dir=environment.parent, prefix=".peers-") as scratch:
         made = Path(scratch) / "environment"
         venv.create(made, with_pip=False, symlinks=True)
         command = [sys.executable, "-m", "pip", "--python", str(made / "bin" / "python"), "install", "--quiet"]
         command += ["--disable-pip-version-check", "--no-compile", "--only-binary=:all:", "-r", str(requirements)]
+        if packages:
+            command.append("--no-deps")
+            (site,) = made.glob("lib/python*/site-packages")
+            (site / "product.pth").write_text(packages + "\n")
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_INSTALL_LIMIT_S)
         except subprocess.CalledProcessError as error:
@@ -97,9 +104,9 @@ class Peers:
 
 
 @contextmanager
-def running() -> Iterator[Peers]:
-    """Run the peers' child as long as the block lasts. Raises PeersMissing."""
-    command = [str(peers_python()), str(_HERE / "peer_work.py")]
+def running(command: Sequence[str] | None = None) -> Iterator[Peers]:
+    """Run the peers' child as long as the block lasts; command: another one than `peer_work`. Raises PeersMissing."""
+    command = command or [str(peers_python()), str(_HERE / "peer_work.py")]
     # One thread each, as a preprocessing task or a loader worker has.
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     single["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"

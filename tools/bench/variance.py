@@ -7,8 +7,7 @@ variance, with ours (`learned_variance` range and residual) and with two control
 failed, as it was (`old`) and with the output halved along the right axis (`old_channels`), and the whole bound without
 a stop-gradient (`full_bound`). Bits a dimension and samples are of EMA weights, windows are held out, samples unguided.
 Each training is a file: a bench that was killed goes on, and more --seeds add to what is there. Keys of the JSON, with
-X one of ours (range), ours_25 (range for the bound of 25 steps), residual, fixed_small, fixed_large (both of the setup
-`fixed`), old, old_channels, full_bound:
+X one of ours (range), residual, fixed_small, fixed_large (both of the setup `fixed`), old, old_channels, full_bound:
 
     bpd_X                bound of 1000 steps, bits a dimension, of which bpd_t0_X the last step's and bpd_kl_X all
                          others'; bpd_old* with probabilities cut off at 1e-12 as that code has it, bpd_exact_old*
@@ -78,13 +77,13 @@ QUICK = Amounts(
     seeds=2,
 )
 TRAININGS = {
-    "fixed": "fixed", "ours": "range", "ours_25": "range_25", "residual": "residual", "old": "old",
+    "fixed": "fixed", "ours": "range", "residual": "residual", "old": "old",
     "old_channels": "old_channels", "full_bound": "full_bound",
 }  # fmt: skip
 """Name in the JSON to setup."""
 VARIANCES = {
     "fixed_small": ("fixed", "small"), "fixed_large": ("fixed", "large"), "ours": ("range", "learned"),
-    "ours_25": ("range_25", "learned"), "residual": ("residual", "learned"), "old": ("old", "learned"),
+    "residual": ("residual", "learned"), "old": ("old", "learned"),
     "old_channels": ("old_channels", "learned"), "full_bound": ("full_bound", "learned"),
 }  # fmt: skip
 """Name in the JSON to setup and the variance that its mean is judged with."""
@@ -322,7 +321,7 @@ def main(arguments: Arguments) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    for name in ("ours", "ours_25", "residual"):
+    for name in ("ours", "residual"):
         console.print(
             f"{name}: error of the mean against fixed {found[f'mean_change_{name}']:+.2%} ± "
             f"{found[f'mean_change_{name}_sd']:.2%}; without clipping the losses of the mean differ by at most "

@@ -20,7 +20,6 @@ COLOURS = {
     "fixed_small": "#aaaaaa",
     "fixed_large": "#555555",
     "ours": "#0072b2",
-    "ours_25": "#56b4e9",
     "residual": "#009e73",
     "old": "#d55e00",
     "old_channels": "#e69f00",
@@ -31,12 +30,12 @@ VARIANCES = [name for name in COLOURS if name != "fixed"]
 TRAININGS = [name for name in COLOURS if not name.startswith("fixed_")]
 MOST = 1000
 """Steps of the bound that is not in the name of its keys."""
-GAINS = ["fixed_small", "ours", "ours_25", "residual"]
+GAINS = ["fixed_small", "ours", "residual"]
 
 
 def label(name: str) -> str:
     """Name for people."""
-    names = {"ours": "range", "ours_25": "range, 25 steps", "old_channels": "old, right axis"}
+    names = {"ours": "range", "old_channels": "old, right axis"}
     return names.get(name, name.replace("_", " "))
 
 
@@ -111,6 +110,14 @@ def draw(content: dict[str, Any]) -> Any:
         axis.minorticks_off()
         axis.set(title=title, xlabel="ddpm steps")
         axis.legend(fontsize=6)
+    if "finished_mean_mse" in found:
+        for variance, colour in (("small", COLOURS["fixed_small"]), ("learned", "black")):
+            infixes = [*(f"{count}_" for count in steps), ""]
+            saved = [
+                found[f"finished_bpd_{infix}large"] - found[f"finished_bpd_{infix}{variance}"] for infix in infixes
+            ]
+            gains.plot([*steps, MOST], saved, "--", color=colour, label=f"finished decoder, {variance}", linewidth=1)
+        gains.legend(fontsize=6)
     gains.axhline(0, color=COLOURS["fixed_large"], linewidth=0.7, linestyle=":")
 
     error.bar(

@@ -34,8 +34,7 @@ figure { background: white; margin: 1em 0; overflow-x: auto } svg { max-width: 1
 </style>
 <h1>Learned variance on captioned motion, with the real decoder</h1>
 <p>{{ seeds }} seeds a setup; ± is the standard deviation over seeds. Budget: {{ amounts }}. {{ machine }}.</p>
-<p>ours and residual: the product's <code>learned_variance</code> range and residual; ours 25: range for the bound of 25
-steps (<code>variance_steps</code>). fixed small and large: fixed
+<p>ours and residual: the product's <code>learned_variance</code> range and residual. fixed small and large: fixed
 variances on the mean of the setup fixed. old: the setup that failed (floor log(1e-20), no limits of the share, weight
 0.001, shared trunk, output halved along the frames), its probabilities cut off at 1e-12 as that code has it; old
 channels: the same, halved along the channels. full bound: the whole bound without a stop-gradient.</p>
