@@ -52,7 +52,7 @@ UNETS = ("video-diffusion-pytorch", "imagen-pytorch", "diffusers")
 PRIOR = "dalle2-pytorch"
 CHECKPOINTED = ("selective", "full")
 FULL = Size(batch=1, frames=16, side=32, dim=48, blocks=2, prior_dim=256, prior_depth=4, prior_batch=32)
-QUICK = Size(batch=1, frames=8, side=16, dim=32, blocks=2, prior_dim=128, prior_depth=4, prior_batch=8)
+QUICK = Size(batch=1, frames=8, side=24, dim=24, blocks=2, prior_dim=128, prior_depth=4, prior_batch=8)
 QUICK_RANKS = replace(FULL, side=28)
 """Where a step is much shorter, DeepSpeed's Python is all that is measured."""
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}

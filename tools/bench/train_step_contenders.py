@@ -267,10 +267,10 @@ def _dalle2_pytorch() -> Callable[[Size, Setting], nn.Module]:
 
 def _dims_and_heads(size: Size) -> list[Setting]:
     """Our width and the one below it that groups of 8 channels allow."""
-    return [{"dim": dim, "attn_heads": heads} for dim in (size.dim - 8, size.dim) for heads in (8, 6, 5)]
+    return [{"dim": dim, "attn_heads": heads} for dim in (size.dim - 8, size.dim) for heads in (8, 6, 4)]
 
 
-_DIFFUSERS_WIDTHS = ((16, 48, 80), (24, 40, 80), (32, 56, 72), (32, 64, 120), (40, 80, 112))
+_DIFFUSERS_WIDTHS = ((24, 32, 56), (32, 64, 120), (40, 80, 112))
 
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender(prior=False, load=_our_unet, settings=lambda size: [{}], predict=_predict_our_unet),
