@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest
@@ -131,14 +130,12 @@ def test_whatever_a_state_depends_on_is_seen(registry: Registry, change: str) ->
     assert standings.read == 1
 
 
-def test_thousands_of_runs_are_looked_at_in_a_moment(registry: Registry) -> None:
+def test_of_thousands_of_runs_only_those_that_may_have_changed_are_read_again(registry: Registry) -> None:
     write_runs(registry, 2000, job=process_record(os.getpid()))
     watch = runs_watch.Watch(registry, options())
     drawn(watch), drawn(watch)
-    began_s = time.process_time()
     drawn(watch)
     assert watch.standings.read == 200
-    assert time.process_time() - began_s < 1.0  # 0.1 s, and five times as long for ten thousand
 
 
 def test_a_pipe_is_refused_with_what_to_do(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
