@@ -137,7 +137,7 @@ def test_curves_are_drawn_with_marks_where_attempts_went_on(page: Page, reported
     box = loss.locator("path.line.c0").last.bounding_box()
     assert box is not None and box["width"] > 400 and box["height"] > 100
     assert loss.locator("path.line").count() >= 4  # two in the legend, training and validation
-    assert loss.locator("line.attempt-mark").count() == 2
+    expect(loss.locator("line.attempt-mark")).to_have_count(2)
     expect(loss).to_contain_text("4,000 records: the line is the mean of 3 each, the band their lowest to highest.")
     expect(loss).to_contain_text("1 value not finite")
     spike = page.locator("figure.chart", has_text="Gradient norm").locator('[role="slider"]')
@@ -174,7 +174,7 @@ def test_smoothing_and_logarithm_change_the_curves(page: Page, reported: Made) -
     plain = line.get_attribute("d")
     page.get_by_label("Smoothing").fill("0.9")
     smooth = line.get_attribute("d")
-    assert page.locator("figure.chart").first.locator(".plot path.faint").count() == 2
+    expect(page.locator("figure.chart").first.locator(".plot path.faint")).to_have_count(2)
     page.get_by_label("Logarithmic").check()
     assert len({plain, smooth, line.get_attribute("d")}) == 3
     heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", smooth or "")]
@@ -191,7 +191,7 @@ def test_each_curve_is_there_as_a_table(page: Page, reported: Made) -> None:
     chart = page.locator("figure.chart").first
     chart.get_by_text("As a table").click()
     rows = chart.locator("tbody tr")
-    assert rows.count() == 300 + 15
+    expect(rows).to_have_count(300 + 15)
     record = json.loads((reported.prior.folder / "metrics.0001.jsonl").read_text().splitlines()[0])
     cells = rows.first.locator("th, td").all_inner_texts()
     assert cells[:2] == ["training", "10"]
@@ -204,11 +204,11 @@ def test_clips_play(page: Page, reported: Made) -> None:
     video.scroll_into_view_if_needed()
     page.wait_for_function("() => document.querySelector('video').currentTime > 0.2", timeout=20_000)
     assert video.evaluate("video => [video.videoWidth, video.videoHeight, video.error]") == [64, 64, None]
-    assert page.locator("video").count() == 4
+    expect(page.locator("video")).to_have_count(4)
     expect(page.locator("figure.clip").first).to_contain_text("a red circle moves right over white")
     expect(page.locator("figure.clip").first).to_contain_text("seed 7")
     page.get_by_label("Prompts with").fill("blue")
-    assert page.locator("figure.clip").count() == 1
+    expect(page.locator("figure.clip")).to_have_count(1)
 
 
 def test_hostile_texts_are_read_and_do_nothing(page: Page, reported: Made) -> None:
@@ -217,8 +217,9 @@ def test_hostile_texts_are_read_and_do_nothing(page: Page, reported: Made) -> No
     for run in (reported.failed, reported.evaluate, reported.preprocess):
         go(page, f"#/run/{run.id}")
         expect(page.locator("main")).to_contain_text("</script><script>document.title='owned'</script>")
-    assert page.title() != "owned" and page.locator("img").count() == 0
-    assert page.locator("script:not([type])").count() == 1
+    assert page.title() != "owned"
+    expect(page.locator("img")).to_have_count(0)
+    expect(page.locator("script:not([type])")).to_have_count(1)
 
 
 def test_the_policy_stops_what_a_script_would_ask_for(browser: Browser, report_file: str) -> None:
@@ -247,13 +248,14 @@ def test_runs_are_compared_by_settings_curves_and_clips(page: Page, reported: Ma
     page.get_by_role("button", name="Compare 2 chosen").click()
     expect(page.get_by_role("heading", name="Comparison of 2 runs")).to_be_visible()
     settings = page.locator("table.settings tbody tr")
-    assert settings.count() == 1
+    expect(settings).to_have_count(1)
     expect(settings).to_contain_text("prior.optim.lr")
     expect(settings).to_contain_text("0.0009")
     loss = page.locator("figure.chart", has_text="Loss").first
     for colour in ("c0", "c1"):
-        box = loss.locator(f".plot path.line.{colour}:not(.dashed)").bounding_box()
-        assert box is not None and box["width"] > 300
+        line = loss.locator(f".plot path.line.{colour}:not(.dashed)")
+        expect(line).to_be_visible()
+        assert line.evaluate("line => line.getBBox().width") > 300
     expect(page.get_by_text("clips that only one of them made")).to_be_attached()
 
 
@@ -267,11 +269,11 @@ def test_the_settings_of_a_run_are_compared_to_anothers(page: Page, reported: Ma
 def test_attempts_are_a_time_line_with_nodes(page: Page, reported: Made) -> None:
     go(page, f"#/run/{reported.clip.id}")
     rows = page.locator("table.timeline tbody tr")
-    assert rows.count() == 3
+    expect(rows).to_have_count(3)
     for number, words in enumerate((["n1, n2", "preempted"], ["n3, n4", "without a word", "500 lost"], ["done"])):
         for word in words:
             expect(rows.nth(number)).to_contain_text(word)
-    assert rows.nth(1).locator("rect.queued").count() == 1
+    expect(rows.nth(1).locator("rect.queued")).to_have_count(1)
     widths = [box["width"] for box in (one.bounding_box() for one in page.locator("rect.part").all()) if box]
     assert len(widths) == 6 and min(widths) > 1
     go(page, f"#/run/{reported.queued.id}")
@@ -301,14 +303,14 @@ def test_evaluations_of_a_run_at_work_stand_in_the_order_of_its_steps(page: Page
 
 def test_data_statistics_and_bad_clips_are_shown(page: Page, reported: Made) -> None:
     go(page, f"#/run/{reported.preprocess.id}")
-    assert page.locator("figure.histogram").count() == 2
+    expect(page.locator("figure.histogram")).to_have_count(2)
     expect(page.get_by_role("table", name="Bad clips and why")).to_contain_text("it is cut")
 
 
 def test_the_lineage_leads_from_run_to_run(page: Page, reported: Made) -> None:
     go(page, f"#/run/{reported.sample.id}")
-    assert page.locator("svg.lineage a.box").count() == 6
-    assert page.locator("svg.lineage .edge").count() == 6
+    expect(page.locator("svg.lineage a.box")).to_have_count(6)
+    expect(page.locator("svg.lineage .edge")).to_have_count(6)
     page.locator("svg.lineage a.box", has_text=reported.clip.folder.name).click()
     expect(page.get_by_role("heading", level=1)).to_contain_text(reported.clip.folder.name)
 
@@ -369,7 +371,7 @@ def test_whatever_can_be_used_has_a_name(page: Page, reported: Made) -> None:
                 && !(one.getAttribute('aria-label') || one.textContent || '').trim())
             .map((one) => one.outerHTML.slice(0, 90))""")
         assert nameless == []
-        assert page.locator("main h1").count() == 1
+        expect(page.locator("main h1")).to_have_count(1)
         ids = page.evaluate("[...document.querySelectorAll('[id]')].map((one) => one.id)")
         assert len(ids) == len(set(ids))
 
