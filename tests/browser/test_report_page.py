@@ -97,6 +97,14 @@ def go(page: Page, view: str) -> None:
     page.wait_for_function(
         "view => location.hash === view && document.querySelector('main').dataset.view === view", arg=view
     )
+    wait_for_charts(page)
+
+
+def wait_for_charts(page: Page) -> None:
+    """Wait until every chart is drawn at its size: one learns that after it is in the page, and then draws anew."""
+    page.wait_for_function("""() => [...document.querySelectorAll('.plot')].every(
+        (plot) => plot.firstChild.viewBox.baseVal?.width === Math.max(160, plot.clientWidth)
+    )""")
 
 
 def shown_runs(page: Page) -> list[str]:
@@ -247,6 +255,7 @@ def test_runs_are_compared_by_settings_curves_and_clips(page: Page, reported: Ma
         page.get_by_label(f"Choose prior/{run.folder.name} for a comparison").check()
     page.get_by_role("button", name="Compare 2 chosen").click()
     expect(page.get_by_role("heading", name="Comparison of 2 runs")).to_be_visible()
+    wait_for_charts(page)
     settings = page.locator("table.settings tbody tr")
     expect(settings).to_have_count(1)
     expect(settings).to_contain_text("prior.optim.lr")
