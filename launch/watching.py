@@ -83,9 +83,8 @@ def _evaluated(registry: Registry, arguments: Arguments, target: Run, commit: Co
         console.print(f"{where}: {run.name} failed: {reason}; logs: {run.folder / 'logs'}", markup=False)
         return False
     judged.release(run)
-    figures = ", ".join(f"{name} {record[name]}" for name in sorted(record) if isinstance(record[name], str))
-    shown = figures.replace(f", folder {run.folder / 'evaluation'}", "").replace(f"digest {record['digest']}, ", "")
-    console.print(f"{where}: {run.name}: {escape(shown)}")
+    figures = [name for name in sorted(record) if isinstance(record[name], str) and name not in ("digest", "folder")]
+    console.print(f"{where}: {run.name}: {escape(', '.join(f'{name} {record[name]}' for name in figures))}")
     return True
 
 

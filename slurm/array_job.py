@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dalle2_video.config import EvaluateConfig, SampleConfig
 from dalle2_video.config_io import from_dict
 from dalle2_video.data_config import CaptionConfig, DataConfig, WindowConfig
+from dalle2_video.evaluate_config import EvaluateConfig
+from dalle2_video.sample_config import SampleConfig
 from dalle2_video.task_array import Published, TaskArray
 from dalle2_video.training.stop import PREEMPT, StopFlag, StopSignals
 from experiments import files, identity, judged

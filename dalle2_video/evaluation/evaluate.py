@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from dalle2_video.config import EvaluateConfig
 from dalle2_video.digests import file_digest
+from dalle2_video.evaluate_config import EvaluateConfig
 from dalle2_video.evaluation import intervals
 from dalle2_video.evaluation.judge import Judge
 from dalle2_video.task_array import OnProgress, Published

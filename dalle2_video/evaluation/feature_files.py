@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dalle2_video.config import EvaluateConfig
 from dalle2_video.digests import file_digest
+from dalle2_video.evaluate_config import EvaluateConfig
 
 FIELDS = ("video_features", "frame_features")
 DIGEST_MARK = "sha256:"

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle2_video.config import EvaluateConfig
 from dalle2_video.data import keyed_random
 from dalle2_video.data.batches import read_window
 from dalle2_video.data.captions import Captions
 from dalle2_video.data.celebv_text import identity_of
 from dalle2_video.data.store import Store
 from dalle2_video.data_config import CaptionConfig, WindowConfig
+from dalle2_video.evaluate_config import EvaluateConfig
 
 
 class SplitClips:

@@ -13,14 +13,13 @@ asked otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from dalle2_video.chain_folder import INDEX, STAGES, check_digests
@@ -30,26 +29,25 @@ from dalle2_video.data.batches import to_float
 from dalle2_video.data.draws import Draws
 from dalle2_video.data.tokenizer import Tokenizer
 from dalle2_video.diffusion.guidance import ConditionalPredict
-from dalle2_video.diffusion.samplers import num_steps, sample_guided
+from dalle2_video.diffusion.samplers import num_steps
 from dalle2_video.diffusion.schedule import add_noise, log_snr
-from dalle2_video.diffusion_config import DiffusionConfig, SamplerConfig
 from dalle2_video.generation import blocks
 from dalle2_video.generation.blending import blend, slerp
 from dalle2_video.generation.extension import complete, extend
+from dalle2_video.generation.loaded_stages import LoadedStages
 from dalle2_video.generation.ranking import best_of, cosines
 from dalle2_video.generation.requests import Request
+from dalle2_video.generation.stage_sampling import OnStep, StageSampling, StepCounter, repeated
 from dalle2_video.generation.video_file import enlarge, write_mp4
-from dalle2_video.models.factory import TOKENIZER, Exported, ExportFacts, load_export, read_export
+from dalle2_video.models.factory import TOKENIZER, Exported, ExportFacts, read_export
 from dalle2_video.sample_config import SampleConfig
 from dalle2_video.sampling_rates import strides_of
-from dalle2_video.stages.frozen_clip import FrozenClip, TextCondition
+from dalle2_video.stages.frozen_clip import TextCondition
 from dalle2_video.stages.prior import sample_embeddings
 from dalle2_video.stages.rates import fps_condition
 from dalle2_video.stages.spatial_sr import upsample
 from dalle2_video.stages.temporal_sr import to_full_rate
 
-OnStep = Callable[[str, int, int], None]
-"""(step of the chain, calls of its networks so far, calls in all) for one batch."""
 State = dict[str, Tensor]
 """A batch between two steps of the chain."""
 DEFAULTS = SampleConfig()
@@ -76,7 +74,7 @@ class VideoPipeline:
         options: what `generate` takes without any; keep_loaded: stages stay in memory once they were needed. Raises
         ValueError where the folders do not belong together. Weights are loaded when they are first needed.
         """
-        self.device, self.exports, self.options, self.keep_loaded = torch.device(device), exports, options, keep_loaded
+        self.device, self.options = torch.device(device), options
         missing = [stage for stage in ("clip", "prior", "decoder") if stage not in exports]
         if missing:
             raise ValueError(f"a chain needs an export of {' and '.join(missing)} too; there are: {', '.join(exports)}")
@@ -92,7 +90,7 @@ class VideoPipeline:
                     "exports that share one CLIP run"
                 )
         self.tokenizer = Tokenizer.from_json((exports["clip"] / TOKENIZER).read_text())
-        self._loaded: dict[str, FrozenClip | Exported] = {}
+        self.loaded = LoadedStages(exports, self.device, keep=keep_loaded)
 
     @classmethod
     def from_export(
@@ -219,7 +217,7 @@ class VideoPipeline:
     def encode(self, prompts: Sequence[str]) -> TextCondition:
         """Encode prompts with CLIP's text encoder."""
         tokens, lengths, _ = self.tokenizer.encode(list(prompts), self.facts["clip"].dims.text_context)
-        return self._clip().encode_text(
+        return self.loaded.clip().encode_text(
             torch.from_numpy(tokens).long().to(self.device), torch.from_numpy(lengths).long().to(self.device)
         )
 
@@ -236,17 +234,17 @@ class VideoPipeline:
         text = _text(state)
         ends = [text] if "towards mask" not in state else [text, _text(state, "towards ")]
         total = len(ends) * self.facts["prior"].config.candidates
-        count = _Counter(on_step, "prior", total)
+        count = StepCounter(on_step, "prior", total)
         targets = [self._embed(end, draws, options, count) for end in ends]
         if len(ends) == 1:
             return state | {"target": targets[0]}
         share = torch.tensor([request.share for request in batch], device=self.device)
         return _of_text(blend(ends[0], ends[1], share)) | {"target": slerp(targets[0], targets[1], share)}
 
-    def _embed(self, text: TextCondition, draws: Draws, options: SampleConfig, count: _Counter) -> Tensor:
+    def _embed(self, text: TextCondition, draws: Draws, options: SampleConfig, count: StepCounter) -> Tensor:
         if options.embedding == "text":
             return text.embedding_bd
-        stage = self._stage("prior")
+        stage = self.loaded.stage("prior")
         candidates = [
             sample_embeddings(
                 stage.module,
@@ -278,7 +276,7 @@ class VideoPipeline:
 
         start: (1 or b, 3, k, s, s) in [-1, 1], the videos' first frames.
         """
-        stage = self._stage("decoder")
+        stage = self.loaded.stage("decoder")
         window = stage.config.window
         given = 0 if start is None else start.shape[2]
         total = blocks.low_frames(options, window.num_frames, self._fps("decoder", options), given)
@@ -290,18 +288,18 @@ class VideoPipeline:
             return stage.module(
                 noised,
                 logsnr,
-                encodings_bld=_for(noised, text.encodings_bld),
-                text_mask_bl=_for(noised, text.mask_bl),
+                encodings_bld=repeated(noised, text.encodings_bld),
+                text_mask_bl=repeated(noised, text.mask_bl),
                 keep_b=keep,
-                embedding_bd=_for(noised, embedding_bd),
-                **{name: _for(noised, condition) for name, condition in rate.items()},
+                embedding_bd=repeated(noised, embedding_bd),
+                **{name: repeated(noised, condition) for name, condition in rate.items()},
             )
 
-        sampling = _Sampling(stage, draws, options, options.decoder_guidance)
+        sampling = StageSampling(stage, draws, options, options.decoder_guidance)
         known = min(given, overlap)
         first = window.num_frames if start is None else given + window.num_frames - known
         left = -(-(total - first) // (window.num_frames - overlap)) if total > first else 0
-        count = _Counter(on_step, "decoder", 1 + left)
+        count = StepCounter(on_step, "decoder", 1 + left)
 
         def go_on(video: Tensor, name: str, overlap: int, number: int) -> Tensor:
             step = count.of(sampling.steps)
@@ -344,7 +342,7 @@ class VideoPipeline:
 
         Of a video longer than the stage's window each next window knows the frames that the one before made.
         """
-        stage = self._stage(name)
+        stage = self.loaded.stage(name)
         config: TemporalSrConfig | SpatialSrConfig = stage.config
         factor = config.factor if isinstance(config, TemporalSrConfig) else 1
         window = config.window.num_frames // factor
@@ -352,8 +350,8 @@ class VideoPipeline:
         if low.shape[2] > window:
             overlap = blocks.overlap(options, decoders) * window // decoders
             starts = blocks.window_starts(low.shape[2], window, overlap)
-        sampling = _Sampling(stage, draws, options, None)
-        count = _Counter(on_step, name, len(starts))
+        sampling = StageSampling(stage, draws, options, None)
+        count = StepCounter(on_step, name, len(starts))
         made: Tensor | None = None
         for number, start in enumerate(starts):
             mark = f" block {number}" if number else ""
@@ -399,12 +397,12 @@ class VideoPipeline:
             return stage.module(
                 noised,
                 logsnr,
-                encodings_bld=_for(noised, text.encodings_bld),
-                text_mask_bl=_for(noised, text.mask_bl),
+                encodings_bld=repeated(noised, text.encodings_bld),
+                text_mask_bl=repeated(noised, text.mask_bl),
                 keep_b=keep,
-                low_res_bcthw=_for(noised, given),
-                low_res_logsnr_b=_for(noised, logsnr_aug),
-                **{name: _for(noised, condition) for name, condition in rate.items()},
+                low_res_bcthw=repeated(noised, given),
+                low_res_logsnr_b=repeated(noised, logsnr_aug),
+                **{name: repeated(noised, condition) for name, condition in rate.items()},
             )
 
         return predict, tuple(given.shape[1:])
@@ -413,75 +411,8 @@ class VideoPipeline:
         """Cosines (b,) of videos and their texts; nothing else is needed any more."""
         window = self.facts["clip"].config.window
         stride = self._stride(self.video_stages[-1], options)
-        scores = cosines(self._clip(), state[VIDEO], state["embedding"], window.stride / stride)
+        scores = cosines(self.loaded.clip(), state[VIDEO], state["embedding"], window.stride / stride)
         return {VIDEO: state[VIDEO], SCORE: scores}
-
-    def _clip(self) -> FrozenClip:
-        clip = self._load("clip")
-        assert isinstance(clip, FrozenClip)
-        return clip
-
-    def _stage(self, name: str) -> Exported:
-        stage = self._load(name)
-        assert isinstance(stage, Exported)
-        return stage
-
-    def _load(self, name: str) -> FrozenClip | Exported:
-        if name not in self._loaded:
-            if not self.keep_loaded:
-                self._loaded.clear()
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()  # another process's share of the GPU
-            if name == "clip":
-                clip = FrozenClip(self.exports[name])
-                clip.to(self.device)
-                self._loaded[name] = clip
-            else:
-                stage = load_export(self.exports[name], name)
-                stage.module.to(self.device)
-                self._loaded[name] = stage
-        return self._loaded[name]
-
-
-class _Sampling:
-    """How a stage's videos are sampled."""
-
-    def __init__(self, stage: Exported, draws: Draws, options: SampleConfig, guidance: float | None) -> None:
-        self.name, self.draws, self.guidance = stage.stage, draws, guidance
-        self.sampler: SamplerConfig = getattr(options, stage.stage)
-        stage.config.distillation.check_sampler(f"sample.{stage.stage}", self.sampler, guidance)
-        self.diffusion: DiffusionConfig = stage.config.distillation.sampling(stage.config.diffusion)
-        self.steps = num_steps(self.diffusion, self.sampler)
-
-    def sample(self, predict: ConditionalPredict, shape: tuple[int, ...], count: _Counter) -> Tensor:
-        """Sample first windows, (b, *shape)."""
-        return sample_guided(
-            predict,
-            self.draws.normal(self.name, shape),
-            self.diffusion,
-            self.sampler,
-            lambda step: self.draws.normal(f"{self.name} step {step}", shape),
-            guidance=self.guidance,
-            clip_x0=True,
-            on_step=count.of(self.steps),
-        )
-
-
-class _Counter:
-    """Tells how far a batch is in a step of the chain that takes several runs of a sampler."""
-
-    def __init__(self, on_step: OnStep | None, name: str, runs: int) -> None:
-        self._on_step, self._name, self._runs, self._done = on_step, name, runs, 0
-
-    def of(self, steps: int) -> Callable[[int], None]:
-        """Return what to call after each step of the next run, of so many steps."""
-
-        def told(_: Any) -> None:
-            self._done += 1
-            if self._on_step is not None:
-                self._on_step(self._name, self._done, self._runs * steps)
-
-        return told
 
 
 def batched(requests: Sequence[Request], options: SampleConfig) -> list[list[Request]]:
@@ -514,8 +445,3 @@ def _text(state: State, prefix: str = "") -> TextCondition:
         mask_bl=state[f"{prefix}mask"],
         embedding_bd=state[f"{prefix}embedding"],
     )
-
-
-def _for(noised: Tensor, condition: Tensor) -> Tensor:
-    """Repeat a condition along the batch as often as guidance repeated the noised batch."""
-    return repeat(condition, "b ... -> (n b) ...", n=len(noised) // len(condition))

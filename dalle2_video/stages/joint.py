@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from dalle2_video.data.batches import to_float
 from dalle2_video.data.draws import Draws
 from dalle2_video.diffusion_config import DiffusionConfig
 from dalle2_video.stages.denoising import Denoised, Noised, compare, noise_batch
@@ -36,7 +37,7 @@ def texts(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 def images_nchw(images_bkhwc: Tensor) -> Tensor:
     """Stored images (b, k, h, w, c) uint8 in [0, 255] as samples (b * k, c, h, w) float32 in [-1, 1]."""
-    return rearrange(images_bkhwc, "b k h w c -> (b k) c h w").to(torch.float32) / 127.5 - 1.0
+    return rearrange(to_float(images_bkhwc), "b c k h w -> (b k) c h w")
 
 
 def denoise_jointly(

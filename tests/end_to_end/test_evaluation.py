@@ -9,9 +9,9 @@ import pytest
 import torch
 from launching import REPOSITORY, Chain
 
-from dalle2_video.config import EvaluateConfig
 from dalle2_video.data.batches import read_window, to_float
 from dalle2_video.data.store import Store
+from dalle2_video.evaluate_config import EvaluateConfig
 from dalle2_video.evaluation.split_clips import chosen_rows
 from dalle2_video.stages.frozen_clip import FrozenClip
 from experiments.run import Run

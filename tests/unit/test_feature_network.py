@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dalle2_video.config import EvaluateConfig
+from dalle2_video.evaluate_config import EvaluateConfig
 from dalle2_video.evaluation import feature_files
 from dalle2_video.evaluation.feature_network import FeatureNetwork
 

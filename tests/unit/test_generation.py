@@ -65,7 +65,7 @@ def test_memory_holds_one_stage_at_a_time(exports: dict[str, Path], monkeypatch:
         loaded.append((stage, weakref.ref(found.module)))
         return found
 
-    monkeypatch.setattr("dalle2_video.generation.pipeline.load_export", load)
+    monkeypatch.setattr("dalle2_video.generation.loaded_stages.load_export", load)
     monkeypatch.setattr("dalle2_video.stages.frozen_clip.load_export", load)
     VideoPipeline(exports).generate(requests(*TEXTS), dataclasses.replace(OPTIONS, videos_at_once=1, candidates=2))
     assert [name for name, _ in loaded] == ["clip", "prior", "decoder", "temporal_sr", "spatial_sr", "clip"]
@@ -78,7 +78,7 @@ def test_of_several_candidates_the_one_nearest_to_its_text_is_kept(pipeline: Vid
         tries = [Request(prompt=prompt, candidate=number) for number in range(3)]
         made = pipeline.generate(tries, OPTIONS)
         text = pipeline.encode([prompt]).embedding_bd
-        scores = cosines(pipeline._clip(), made, text.expand(3, -1), stride=2.0)
+        scores = cosines(pipeline.loaded.clip(), made, text.expand(3, -1), stride=2.0)
         assert len({*scores.tolist()}) == 3
         assert (made[scores.argmax()].int() - kept[place].int()).abs().max() <= 1
 
