@@ -125,15 +125,17 @@ def scan_with_notes(root: Path, config: DataConfig) -> tuple[list[ClipFile], lis
     both = videos.keys() & extracted.keys()
     if both:
         notes.append(f"{len(both)} clips lie both extracted and in an archive; the extracted ones are used")
+    if missing := [kind for kind, folder in folders.items() if folder is None and not texts[kind]]:
+        raise _no_text_folders(root, missing, config)
     for kind, folder in folders.items():
         configured = getattr(config.text_folders, kind)
-        if folder is None and not texts[kind]:
-            raise _no_text_folder(root, kind, config)
         if folder is not None:
             _prefer_extracted(texts[kind], folder, kind, notes)
             if folder != root / configured:
                 notes.append(f"captions {kind}: {configured} is missing, {folder.relative_to(root)} is used")
-    seconds = expected_seconds(root, {clip_id: identity_of(clip_id) for clip_id in clips}, notes)
+    identities = {clip_id: identity_of(clip_id) for clip_id in clips}
+    _note_one_sided_split({*identities.values()}, config.val_fraction, notes)
+    seconds = expected_seconds(root, identities, notes)
     return [
         ClipFile(
             clip_id=clip_id,
@@ -184,6 +186,18 @@ def _readable_names(clips: dict[str, Source], notes: list[str]) -> dict[str, Sou
         names = examples([ascii(clip_id) for clip_id in odd])
         notes.append(f"{len(odd)} clips have names that are not UTF-8 and are left out: {names}")
     return {clip_id: source for clip_id, source in clips.items() if clip_id not in odd}
+
+
+def _note_one_sided_split(identities: set[str], fraction: float, notes: list[str]) -> None:
+    held = sum(is_validation(identity, fraction) for identity in identities)
+    if 0 < held < len(identities):
+        return
+    notes.append(
+        f"by the first {IDENTITY_CHARACTERS} characters of their names, which say who is in them, the clips are of "
+        f"{len(identities)} identities, and {'all' if held else 'none'} would be held out for validation; a training "
+        f"needs both kinds: {'lower' if held else 'raise'} --data.val-fraction (now {fraction}), or name clips "
+        f"<{IDENTITY_CHARACTERS} characters for who>_<number>.mp4"
+    )
 
 
 def _archived(
@@ -278,22 +292,24 @@ def text_folders(root: Path, config: DataConfig, clips: Sequence[ClipFile] = ())
     Looked up once for all clips: on a network file system each look costs. Raises ValueError for a kind that has no
     folder, unless some of `clips` have it in an archive.
     """
-    found = {}
+    found, missing = {}, []
     for kind in CAPTION_KINDS:
         folder = find_folder(root, kind, config)
         if folder is not None:
             found[kind] = folder
         elif not any(kind in clip.texts for clip in clips):
-            raise _no_text_folder(root, kind, config)
+            missing.append(kind)
+    if missing:
+        raise _no_text_folders(root, missing, config)
     return found
 
 
-def _no_text_folder(root: Path, kind: str, config: DataConfig) -> ValueError:
-    configured = root / getattr(config.text_folders, kind)
-    option = f"--data.text-folders.{kind.replace('_', '-')}"
+def _no_text_folders(root: Path, kinds: Sequence[str], config: DataConfig) -> ValueError:
+    folders = [str(root / getattr(config.text_folders, kind)) for kind in kinds]
+    options = ", ".join(f"--data.text-folders.{kind.replace('_', '-')}" for kind in kinds)
     return ValueError(
-        f"caption folder {configured} does not exist; set {option} relative to {root}, {_SAMPLE_REMEDY}; to go without "
-        f"captions of this kind make an empty one: mkdir -p {shlex.quote(str(configured))}"
+        f"no caption folder {', '.join(folders)}; set {options} relative to {root}, {_SAMPLE_REMEDY}; "
+        f"to go without captions of a kind make an empty folder: {shlex.join(['mkdir', '-p', *folders])}"
     )
 
 

@@ -156,7 +156,8 @@ class Store:
             direction = "raise" if split == "val" else "lower"
             raise ValueError(
                 f"{self.path} has no usable clip in split {split!r}; {direction} --data.val-fraction "
-                f"(now {self.config.val_fraction}), add clips, or see {BAD_CLIPS_FILE} for rejected ones"
+                f"(now {self.config.val_fraction}), add clips of other identities (the first 11 characters of a clip's "
+                f"name), or see {BAD_CLIPS_FILE} for rejected ones"
             )
         return clips
 

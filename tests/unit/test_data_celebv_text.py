@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -167,13 +168,29 @@ def test_a_missing_folder_is_named_with_its_setting(root: Path, missing: str, re
     assert "archives" in str(error.value) and "tools/make_sample_data.py" in str(error.value)
 
 
-def test_a_kind_of_caption_can_be_gone_without_by_the_command_in_the_message(root: Path) -> None:
-    shutil.rmtree(root / "texts/emotion")
+def test_kinds_of_captions_can_be_gone_without_by_the_command_in_the_message(root: Path) -> None:
+    for folder in ("emotion", "light_dir"):
+        shutil.rmtree(root / "texts" / folder)
     with pytest.raises(ValueError) as error:
         scan(root, CONFIG)
     subprocess.run(str(error.value).rpartition(": ")[2], shell=True, check=True)
     assert len(scan(root, CONFIG)) == 2
-    assert {caption.kind for caption in captions_of(root)} == set(CAPTION_KINDS) - {"emotion"}
+    assert {caption.kind for caption in captions_of(root)} == set(CAPTION_KINDS) - {"emotion", "light_direction"}
+
+
+def test_it_is_said_where_one_side_of_the_split_would_be_empty(root: Path) -> None:
+    def says(fraction: float) -> list[str]:
+        _, notes = scan_with_notes(root, DataConfig(val_fraction=fraction))
+        return [note for note in notes if "held out" in note]
+
+    fractions = sorted(
+        int.from_bytes(sha256(identity_of(name).encode()).digest()[:8], "little") / 2**64 for name in (CLIP, OTHER)
+    )
+    below, between, above = fractions[0] / 2, sum(fractions) / 2, (fractions[1] + 1) / 2
+    assert says(between) == []
+    for fraction, remedy in ((below, "raise --data.val-fraction"), (above, "lower --data.val-fraction")):
+        [note] = says(fraction)
+        assert "2 identities" in note and remedy in note
 
 
 def test_an_empty_video_folder_is_refused(root: Path) -> None:
