@@ -19,7 +19,7 @@ from dalle2_video.models.factory import ModelDims, build
 from dalle2_video.models.prior import Prior
 from dalle2_video.models.text_encoder import TextEncoder
 from dalle2_video.models.video_encoder import VideoEncoder
-from launch.arguments import load_recipe
+from launch.arguments import load_recipe, recipe_names
 
 DIMS = ModelDims(vocab_size=49408, text_context=77, embed_dim=512, text_dim=512)
 
@@ -87,3 +87,12 @@ def test_the_u_nets_of_the_decoder_that_never_fitted(stage: str, ours: float, or
     found = count(lambda: build(getattr(load_recipe("seed_decoder"), stage), DIMS))
     assert found == pytest.approx(ours, rel=0.01)
     assert 0.6 * original < found < original
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_stage_of_every_recipe_is_built(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    stages = [recipe.clip, recipe.prior, recipe.decoder, recipe.temporal_sr, recipe.spatial_sr]
+    dims = replace(DIMS, embed_dim=recipe.clip.embed_dim, text_dim=recipe.clip.text.dim)
+    assert all(count(lambda config=config: build(config, dims)) > 0 for config in stages if config is not None)
