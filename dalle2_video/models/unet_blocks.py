@@ -20,6 +20,8 @@ from dalle2_video.models import recompute
 from dalle2_video.models.attention import MultiHeadAttention, RelativePositionBias, ZeroLinear
 
 GROUPS = 8
+SMALL_ON_CUDA = 1 << 20
+"""Entries of a sample's feature map below which a kernel of its own would take longer to launch than to run."""
 
 
 class ZeroConv2d(nn.Conv2d):
@@ -36,13 +38,19 @@ def modulated_norm(x_nchw: Tensor, scale_bc: Tensor, shift_bc: Tensor) -> Tensor
     """Group norm of (b * t, c, h, w) frames with scale and shift of each frame's sample."""
     frames, rest = divmod(len(x_nchw), len(scale_bc))
     assert rest == 0
-    if frames == 1:
-        normed = functional.group_norm(x_nchw, GROUPS)
-        return torch.addcmul(shift_bc[:, :, None, None], normed, scale_bc[:, :, None, None])
+    # By the size of one sample, so that the numbers do not depend on how a batch is shared among ranks.
+    if frames == 1 or (x_nchw.is_cuda and frames * x_nchw[0].numel() < SMALL_ON_CUDA):
+        return modulated_together(x_nchw, scale_bc, shift_bc)
     # As the norm's own weights they cost nothing: a product of its own would be made and kept for the backward pass.
     samples = zip(x_nchw.split(frames), scale_bc, shift_bc, strict=True)
     normed_samples = [functional.group_norm(sample, GROUPS, scale, shift) for sample, scale, shift in samples]
     return normed_samples[0] if len(normed_samples) == 1 else torch.cat(normed_samples)
+
+
+def modulated_together(x_nchw: Tensor, scale_bc: Tensor, shift_bc: Tensor) -> Tensor:
+    """The same for all samples at once: two kernels, and a product that is kept for the backward pass."""
+    normed = functional.group_norm(x_nchw, GROUPS).unflatten(0, (len(scale_bc), -1))
+    return torch.addcmul(shift_bc[:, None, :, None, None], normed, scale_bc[:, None, :, None, None]).flatten(0, 1)
 
 
 class ResidualBlock(nn.Module):

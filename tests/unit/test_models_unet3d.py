@@ -7,7 +7,14 @@ import torch
 
 from dalle2_video.config import UnetConfig
 from dalle2_video.models.unet3d import Unet3D
-from dalle2_video.models.unet_blocks import Block, CrossAttention, SpatialAttention, TemporalAttention
+from dalle2_video.models.unet_blocks import (
+    Block,
+    CrossAttention,
+    SpatialAttention,
+    TemporalAttention,
+    modulated_norm,
+    modulated_together,
+)
 
 CONFIG = UnetConfig(
     dim=8,
@@ -219,6 +226,21 @@ def test_unet_builds_on_meta_and_runs_with_bf16_weights(kind):
     prediction = unet(kind).bfloat16()(**inputs(kind))
     assert prediction.dtype == torch.float32
     assert torch.isfinite(prediction).all()
+
+
+def test_samples_are_normed_and_modulated_together_as_one_by_one():
+    torch.manual_seed(0)
+    x = torch.randn(3 * 4, 16, 6, 6).contiguous(memory_format=torch.channels_last)
+    weights = torch.randn(12, 16, 6, 6)
+    scale, shift = torch.randn(3, 16), torch.randn(3, 16)
+    found = []
+    for norm in (modulated_norm, modulated_together):
+        given = [tensor.clone().requires_grad_() for tensor in (x, scale, shift)]
+        out = norm(*given)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        found.append([out, *torch.autograd.grad((out * weights).sum(), given)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @torch.no_grad()
