@@ -105,6 +105,27 @@ def test_a_video_is_as_long_as_asked(pipeline: VideoPipeline, seconds: float, fr
     assert torch.equal(video[: min(8, frames)], short[: min(8, frames)])
 
 
+def test_a_video_has_the_rate_that_is_asked_for(tmp_path: Path) -> None:
+    recipe = smallest()
+    assert recipe.temporal_sr is not None and recipe.spatial_sr is not None
+    rates = dataclasses.replace(
+        recipe,
+        decoder=dataclasses.replace(recipe.decoder, strides=(2, 4)),
+        temporal_sr=dataclasses.replace(recipe.temporal_sr, strides=(1, 2)),
+        spatial_sr=dataclasses.replace(recipe.spatial_sr, strides=(1, 2)),
+    )
+    pipeline = VideoPipeline(make(tmp_path / "chain", rates), keep_loaded=True)
+    own, slow = (pipeline.generate(requests(TEXTS[0]), dataclasses.replace(OPTIONS, fps=fps))[0] for fps in (0.0, 4.0))
+    assert own.shape == slow.shape and not torch.equal(own, slow)
+    assert torch.equal(own, pipeline.generate(requests(TEXTS[0]), dataclasses.replace(OPTIONS, fps=8.0))[0])
+    for fps, frames in ((4.0, 8), (8.0, 16)):
+        assert (
+            len(pipeline.generate(requests(TEXTS[0]), dataclasses.replace(OPTIONS, fps=fps, seconds=2.0))[0]) == frames
+        )
+    with pytest.raises(ValueError, match=r"sample.fps=5: the spatial_sr run makes 4 or 8 frames a second"):
+        pipeline.generate(requests(TEXTS[0]), dataclasses.replace(OPTIONS, fps=5.0))
+
+
 def test_a_video_begins_with_the_given_frames(pipeline: VideoPipeline) -> None:
     size, fps = pipeline.start_window()
     assert (size, fps) == (8, 4.0)
