@@ -60,7 +60,7 @@ def profile() -> Finding:
         )
     partitions = ["--partition", asked.partition] if asked.partition else []
     answer = job_state.ask(["sinfo", "--noheader", "--format=%G", *partitions])
-    if answer is None:
+    if not answer:  # of a partition that is not there it says nothing, and succeeds
         return problem(
             "cluster profile",
             f"{asked.cluster}: sinfo knows no partition {asked.partition}, or does not answer",

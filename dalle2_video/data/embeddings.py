@@ -83,7 +83,7 @@ class Embeddings:
         if missing:
             raise ValueError(
                 f"embeddings of CLIP run {run_id} in {store_path} lack {len(missing)} of {self.spec.num_shards} shards "
-                f"(first: {missing[0]}); run python launch/embed.py again"
+                f"(first: {missing[0]}); have them made again: python tools/verify_store.py {store_path} --repair"
             )
 
     @property

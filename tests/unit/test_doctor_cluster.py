@@ -46,6 +46,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("echo gpu:8", "warning", "have up to 8"),
         ("echo '(null)'; echo gpu:2", "problem", "no node of partition gpu has more than 2"),
         ("exit 1", "problem", "knows no partition gpu, or does not answer"),
+        ("exit 0", "problem", "knows no partition gpu, or does not answer"),
     ],
 )
 def test_the_profile_is_held_against_the_partition(
