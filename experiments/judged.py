@@ -1,13 +1,7 @@
-"""What evaluations judge: a checkpoint that must outlive its run's tidying, and the figures of a run by step.
-
-An evaluation of a checkpoint keeps it under a second name in its own folder (a hard link: no copy, and training goes on
-to remove its own), until its figures are there. Imports no torch.
-"""
+"""What evaluations judge, and the figures of a run by step. Imports no torch."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,41 +10,12 @@ from typing import Any
 from experiments import files
 from experiments.identity import Parent
 from experiments.registry import Registry
-from experiments.run import Commit, Run
+from experiments.run import Run
 
 STAGE = "evaluate"
-CHECKPOINT, EXPORT = "checkpoint", "export"
-MANIFEST = "manifest.json"
 EVALUATION = Path("evaluation") / "evaluation.json"
 JUDGED = ("sample", "decoder", "prior", "clip")
 """Stages that can be judged; of the parents of an evaluation the first of these, its CLIP being needed for each."""
-
-
-def as_parent(run: Run, commit: Commit) -> Parent:
-    """Pin a checkpoint. Raises FileNotFoundError where it is gone."""
-    # The manifest names size and checksum of every other file.
-    digest = hashlib.sha256((commit.path / MANIFEST).read_bytes()).hexdigest()
-    return Parent(stage=run.stage, id=run.id, digest=digest, step=commit.step)
-
-
-def keep(evaluation: Run, commit: Commit) -> None:
-    """Keep a checkpoint for an evaluation, unless it is kept already. Raises FileNotFoundError where it is gone."""
-    final = evaluation.folder / CHECKPOINT
-    if final.exists():
-        return
-    staged = files.staging_folder(evaluation.folder)
-    try:
-        files.link_files(commit.path, staged)
-        files.publish(staged, final)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
-def release(evaluation: Run) -> None:
-    """Remove the checkpoint of an evaluation that is done, and the weights that it was made into."""
-    if evaluation.stage == STAGE and evaluation.is_done():
-        for name in (CHECKPOINT, EXPORT):
-            files.remove_tree(evaluation.folder / name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,6 +96,17 @@ class JudgedOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreviewOptions:
+    """Of which training videos are made while it goes on; none: videos of finished runs."""
+
+    watch: str = ""
+    """Id of a training, of a prior, a decoder or super-resolution: videos of each new checkpoint are made by a job of
+    its own, until the run is done, under the same prompts and seeds. Stages before it must be done, and a prior needs a
+    decoder; super-resolution after it has no part, unless --parents names it. Stop it by Ctrl-C; the same command goes
+    on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arguments:
     """A parsed command line."""
 
@@ -114,8 +125,10 @@ class Arguments:
     """The command that launches the parent of a role with the same options of the recipe."""
     typed: str
     """This command as it was typed."""
-    judged: JudgedOptions = field(default_factory=JudgedOptions)
-    """Of an evaluation."""
+    of: str = ""
+    """Id of the finished run that an evaluation judges."""
+    watch: str = ""
+    """Id of the training whose checkpoints are judged, or sampled."""
 
 
 def recipe_names() -> list[str]:
@@ -183,16 +196,18 @@ def parse(info: StageInfo, arguments: Sequence[str]) -> Arguments:
         after=hasattr(parsed, "queue") and parsed.queue.after,
         command=command,
         typed=shlex.join(["python", f"launch/{info.name}.py", *arguments]),
-        judged=getattr(parsed, "judged", JudgedOptions()),
+        of=getattr(getattr(parsed, "trained", None), "of", ""),
+        watch=getattr(getattr(parsed, "trained", None), "watch", ""),
     )
 
 
 def _more(info: StageInfo) -> list[tuple[str, Any, Any]]:
     """Return the options that one launcher alone has."""
-    flat = tyro.conf.arg(name="")
-    return [("judged", Annotated[JudgedOptions, flat], field(default_factory=JudgedOptions))] * (
-        info.name == "evaluate"
-    )
+    groups: dict[str, type] = {"evaluate": JudgedOptions, "sample": PreviewOptions}
+    if info.name not in groups:
+        return []
+    group = groups[info.name]
+    return [("trained", Annotated[group, tyro.conf.arg(name="")], field(default_factory=group))]
 
 
 def named_parents(parsed: Any) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 # Python puts launch/ first on the path, where `import clip` anywhere would find a launcher.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch.evaluating import main
+from launch.watching import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("evaluate"))

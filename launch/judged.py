@@ -11,7 +11,7 @@ from typing import Any
 from dalle2_video.config_io import from_dict
 from dalle2_video.data_config import CaptionConfig, DataConfig
 from dalle2_video.evaluation import feature_files
-from experiments import files, identity, judged
+from experiments import files, identity, judged, kept_checkpoint
 from experiments.identity import Parent
 from experiments.registry import Registry
 from experiments.run import Commit, Run, RunSpec
@@ -35,7 +35,7 @@ def propose(registry: Registry, arguments: Arguments, target: Run, commit: Commi
     if commit is None and not target.is_done():
         raise ValueError(f"{target.name} is not finished; --watch {target.id} judges its checkpoints")
     pins = _measured_with(registry, arguments, target)
-    pins[target.stage] = target.as_parent() if commit is None else judged.as_parent(target, commit)
+    pins[target.stage] = target.as_parent() if commit is None else kept_checkpoint.as_parent(target, commit)
     store = registry.find(pins["preprocess"].id, "preprocess")
     clip = registry.find(pins["clip"].id, "clip")
     parts: dict[str, Any] = {

@@ -29,20 +29,26 @@ def resolve(
     expected_parts: Callable[[str], dict[str, Any] | None],
     named: Mapping[str, str],
     command_for: Callable[[str], str],
+    taken: Mapping[str, tuple[Run, Parent]] | None = None,
 ) -> dict[str, Run]:
     """Return the parent runs by role (`StageInfo.roles`), ancestors first.
 
     expected_parts: the recipe's parts that a parent's run must have been made from, None where the recipe has no such
-    parent; named: run ids the user gave; command_for: the command that makes a parent's run; all by role. Raises
-    ValueError with that command.
+    parent; named: run ids the user gave; command_for: the command that makes a parent's run; taken: what is a parent
+    already, finished or not, with its pin; all by role. Raises ValueError with that command.
     """
+    taken = taken or {}
     chosen: dict[str, Run] = {}
     pinned: dict[str, Parent] = {}
     for role, stage in info.roles.items():
         parts = expected_parts(role)
-        if parts is None:
+        if role in taken:
+            run = taken[role][0]
+            if problem := _conflict(run, pinned):
+                raise ValueError(problem)
+        elif parts is None:
             continue
-        if role in named:
+        elif role in named:
             run = registry.find(named[role], stage)
             if run.done() is None:
                 raise ValueError(f"--parents.{role.replace('_', '-')} {named[role]}: {run.name} is not finished")
@@ -53,7 +59,7 @@ def resolve(
             run = _newest(registry, role, stage, parts, pinned, command_for)
         chosen[role] = run
         pinned |= shared(run.spec.parents)
-        pinned[role] = run.as_parent()
+        pinned[role] = taken[role][1] if role in taken else run.as_parent()
     return chosen
 
 

@@ -47,8 +47,17 @@ class Proposal:
     """Preprocessing: what was odd about the input."""
 
 
-def propose(registry: Registry, info: StageInfo, arguments: Arguments) -> Proposal:
-    """Return the run that a command line means; ValueError with the remedy where there can be none."""
+def propose(
+    registry: Registry,
+    info: StageInfo,
+    arguments: Arguments,
+    taken: Mapping[str, tuple[Run, Parent]] | None = None,
+) -> Proposal:
+    """Return the run that a command line means; ValueError with the remedy where there can be none.
+
+    taken: parents that are settled already, finished or not, with what is pinned of them, by role.
+    """
+    taken = taken or {}
     recipe = arguments.recipe
     manifest, source, inputs = None, None, inputs_of(recipe, info.name)
     notes: list[str] = []
@@ -69,12 +78,14 @@ def propose(registry: Registry, info: StageInfo, arguments: Arguments) -> Propos
         parts = parts_of(recipe, role)
         return None if None in parts.values() else parts
 
-    found = parents.resolve(registry, info, expected, arguments.parents, arguments.command)
+    found = parents.resolve(registry, info, expected, arguments.parents, arguments.command, taken)
     check_students_teacher(info, recipe, found.get(TEACHER), arguments.parents)
     if info.name == "sample":
         _check_samplers(recipe, found)
         _check_data(registry, recipe, found)
-    pinned: dict[str, Parent] = {role: run.as_parent() for role, run in found.items()}
+    pinned: dict[str, Parent] = {
+        role: taken[role][1] if role in taken else run.as_parent() for role, run in found.items()
+    }
     parts = parts_of(recipe, info.name)
     if manifest is None and not info.training and info.name != "sample":
         manifest_rows = files.read_json(found["preprocess"].folder / MANIFEST)

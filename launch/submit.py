@@ -62,8 +62,8 @@ def launch(info: StageInfo, arguments: Arguments) -> int:
     if arguments.options.dump_deepspeed_config:
         print(json.dumps(estimate.deepspeed_config(info, arguments), indent=1))
         return 0
-    if arguments.after and arguments.judged.of:
-        raise ValueError(f"--after --of {arguments.judged.of}: a run that is named must be done; leave --after out")
+    if arguments.after and arguments.of:
+        raise ValueError(f"--after --of {arguments.of}: a run that is named must be done; leave --after out")
     if arguments.after:
         return _launch_behind(registry, info, arguments)
     try:
@@ -89,9 +89,9 @@ def launch(info: StageInfo, arguments: Arguments) -> int:
 
 
 def _proposal(registry: Registry, info: StageInfo, arguments: Arguments) -> Proposal:
-    if not arguments.judged.of:
+    if not arguments.of:
         return propose(registry, info, arguments)
-    return judged.propose(registry, arguments, registry.find(arguments.judged.of))
+    return judged.propose(registry, arguments, registry.find(arguments.of))
 
 
 def _launch_behind(registry: Registry, info: StageInfo, arguments: Arguments) -> int:
@@ -198,13 +198,16 @@ def _wait(run: Run, *, stop_on_interrupt: bool) -> int:
 
 
 def _report_done(run: Run) -> int:
+    console.print(f"[bold]{run.name}[/bold]: DONE{escape(done_words(run))}")
+    return 0
+
+
+def done_words(run: Run) -> str:
+    """Return what came of a finished run, and where it lies."""
     record = run.done()
     assert record is not None
     facts = ", ".join(f"{name} {record[name]}" for name in sorted(record) if name not in ("digest", "time", "folder"))
-    console.print(
-        f"[bold]{run.name}[/bold]: DONE{f' ({facts})' if facts else ''}\n  {record.get('folder', run.folder)}"
-    )
-    return 0
+    return f"{f' ({facts})' if facts else ''}\n  {record.get('folder', run.folder)}"
 
 
 def _dry_run(registry: Registry, info: StageInfo, arguments: Arguments, proposal: Proposal) -> int:

@@ -20,11 +20,12 @@ from dalle2_video.evaluate_config import EvaluateConfig
 from dalle2_video.sample_config import SampleConfig
 from dalle2_video.task_array import Published, TaskArray
 from dalle2_video.training.stop import PREEMPT, StopFlag, StopSignals
-from experiments import files, identity, judged
+from experiments import files, identity, judged, kept_checkpoint
 from experiments.run import Attempt, Run
 from experiments.task_facts import event_of
 from slurm import leaving, notify
 from slurm.attempt import claim, parents_of, record_failure
+from slurm.parent_exports import export_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ def run_tasks(run: Run, intent: int, request: dict[str, Any], group: int, signal
         if worker.work(request["groups"][group], stop=lambda: flag.poll() > 0):
             attempt.end("done", progress=worker.finished)
             if run.is_done():
-                judged.release(run)
+                kept_checkpoint.release(run)
                 notify.try_tell(run, "done")
             return 0
         told = flag.poll() == PREEMPT
@@ -165,14 +166,10 @@ def _task_array(attempt: Attempt, request: dict[str, Any], group: int) -> TaskAr
         from dalle2_video.evaluation.evaluate import EvaluateArray
 
         config = from_dict(EvaluateConfig, run.spec.config["evaluate"])
-        pins = run.spec.parents.items()
         return EvaluateArray(
             root=run.folder / "evaluation",
             judge=_judge(attempt, parents, config, device),
-            made_from={
-                stage: {"id": pin.id, "digest": pin.digest} | ({} if pin.step is None else {"step": pin.step})
-                for stage, pin in pins
-            },
+            made_from=_pinned(run),
             config=config,
             seed=run.spec.config["seed"],
         )
@@ -194,19 +191,24 @@ def _task_array(attempt: Attempt, request: dict[str, Any], group: int) -> TaskAr
 
     return SampleArray(
         root=root,
-        exports={name: parent.folder / "export" for name, parent in parents.items()},
+        exports=lambda: {role: export_of(attempt, role, parent) for role, parent in parents.items()},
         config=sample,
         seed=spec.config["seed"],
         device=device,
         publish=lambda staged, relative: files.publish(staged, root / relative),
         prompts=captions if sample.split != "none" else None,
         start=Path(spec.inputs["start"]) if sample.start else None,
-        made_by={
-            "run": spec.id,
-            "parents": {role: {"id": pin.id, "digest": pin.digest} for role, pin in spec.parents.items()},
-        },
+        made_by={"run": spec.id, "parents": _pinned(run)},
         code=request["code"],
     )
+
+
+def _pinned(run: Run) -> dict[str, dict[str, Any]]:
+    """Return id, digest and, of a checkpoint, step of each parent, for the record."""
+    return {
+        role: {"id": pin.id, "digest": pin.digest} | ({} if pin.step is None else {"step": pin.step})
+        for role, pin in run.spec.parents.items()
+    }
 
 
 def _judge(attempt: Attempt, parents: dict[str, Run], config: EvaluateConfig, device: torch.device) -> Judge:
@@ -224,11 +226,7 @@ def _judge(attempt: Attempt, parents: dict[str, Run], config: EvaluateConfig, de
         captions = from_dict(CaptionConfig, spec.config["captions"])
         return SplitClips(parents["preprocess"].folder / "store", config, captions, spec.config["seed"], **limits)
 
-    def export(name: str) -> Path:
-        of_checkpoint = spec.parents[name].step is not None
-        return _export_of_checkpoint(attempt, parents[name]) if of_checkpoint else parents[name].folder / "export"
-
-    clip, mine = functools.partial(export, "clip"), functools.partial(export, stage)
+    clip, mine = (functools.partial(export_of, attempt, name, parents[name]) for name in ("clip", stage))
     if stage == "clip":
         return ClipJudge(clips(), clip, device)
     if stage == "prior":
@@ -250,40 +248,3 @@ def _judge(attempt: Attempt, parents: dict[str, Run], config: EvaluateConfig, de
 def _window(trained: Run) -> WindowConfig:
     """Return the frames that a trained stage reads or makes."""
     return from_dict(WindowConfig, trained.spec.config[trained.stage]["window"])
-
-
-def _export_of_checkpoint(attempt: Attempt, trained: Run) -> Path:
-    """Return the EMA weights of the checkpoint that an evaluation keeps; the first group to need them makes them."""
-    from dalle2_video.models.factory import CONFIG_TYPES, export_files
-    from dalle2_video.stages import StageInputs
-    from dalle2_video.stages.clip import ClipStage
-    from dalle2_video.stages.frozen_clip import FrozenClip
-    from dalle2_video.training.commit_export import export_commit
-
-    run = attempt.run
-    kept, final = run.folder / judged.CHECKPOINT, run.folder / judged.EXPORT
-    if final.exists():
-        return final
-    if not kept.exists():
-        step = run.spec.parents[trained.stage].step
-        raise ValueError(f"{kept} is not there: the checkpoint of step {step} of {trained.name} was removed meanwhile")
-    spec, above = trained.spec, parents_of(trained)
-    config = from_dict(CONFIG_TYPES[trained.stage], spec.config[trained.stage])
-    if trained.stage == "clip":
-        tower = Path(spec.inputs["text_tower"]) if "text_tower" in spec.inputs else None
-        store = above["preprocess"].folder / "store"
-        inputs = StageInputs(config=config, seed=spec.config["seed"], store=store, text_tower=tower)
-        texts = ClipStage(inputs).export_files()
-    else:
-        clip = FrozenClip(above["clip"].folder / "export")
-        texts = export_files(trained.stage, config, clip.dims, fps=clip.fps)
-    staged = attempt.stage(run.folder)
-    try:
-        export_commit(kept, staged, texts)
-        files.publish(staged, final)
-    except OSError:
-        if not final.exists():  # else another group was quicker, with the same bytes
-            raise
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    return final

@@ -28,7 +28,7 @@ from slurm.run_state import Standing
 
 DAY_S = 86400.0
 KEPT_UNFINISHED, KEPT_DONE = 2, 1
-_PLACES = ("", "attempts", "intent", "tasks", "checkpoints", "store", "samples", "logs")
+_PLACES = ("", "attempts", "intent", "tasks", "checkpoints", "store", "samples", "evaluation", "logs")
 """Folders of a run in which files are made under a hidden name first."""
 _STAGED = re.compile(r"\.staging-([0-9a-z]+)-\d+-[0-9a-f]{32}")
 _REMOVED = re.compile(r"\.removed-[0-9a-f]{32}")

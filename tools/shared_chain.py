@@ -62,6 +62,12 @@ def chain_of(registry: Registry, ids: Sequence[str]) -> Chain:
         kept = {one.name: getattr(stored, one.name) for one in fields(stored) if one.name not in OF_ONE_RUN}
         sample = SampleConfig(**kept)
         pins = dict(spec.parents)
+        for stage, pin in pins.items():
+            if pin.step is not None:
+                raise ValueError(
+                    f"{named[0].name} sampled step {pin.step} of {stage} {pin.id}, whose weights were not kept; "
+                    "give a sample run of finished ones"
+                )
     else:
         pins = {}
         for run in named:

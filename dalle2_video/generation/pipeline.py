@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,6 +126,20 @@ class VideoPipeline:
         """Return the steps of the chain in their order; each may load one stage."""
         scored = [SCORE] if (options or self.options).candidates > 1 else []
         return [TEXT, "prior", *self.video_stages, *scored]
+
+    def samplers(self, options: SampleConfig) -> dict[str, dict[str, Any]]:
+        """Return by stage the method, steps and guidance that it samples with, those of the recipe included."""
+        found = {}
+        for stage in ["prior"] * (options.embedding == "prior") + self.video_stages:
+            config, sampler = self.facts[stage].config, getattr(options, stage)
+            diffusion = config.diffusion if stage == "prior" else config.distillation.sampling(config.diffusion)
+            given = getattr(options, f"{stage}_guidance", None)
+            found[stage] = {
+                "method": sampler.method,
+                "steps": num_steps(diffusion, sampler),
+                "guidance": diffusion.guidance_scale if given is None else given,
+            }
+        return found
 
     def fps(self, options: SampleConfig | None = None) -> float:
         """Frames per second of the videos made."""

@@ -55,7 +55,7 @@ class SampleArray:
         self,
         *,
         root: Path,
-        exports: Mapping[str, Path],
+        exports: Callable[[], Mapping[str, Path]],
         config: SampleConfig,
         seed: int,
         device: torch.device,
@@ -65,13 +65,14 @@ class SampleArray:
         made_by: Mapping[str, Any] | None = None,
         code: str = "",
     ) -> None:
-        """root: folder of the videos; exports: export folders by stage; prompts: where `config` has none of its own.
+        """root: folder of the videos; exports: finds export folders by stage; prompts: where `config` has none.
 
         start: file that `config.start` means; made_by: run, parents and their digests, for the record; code: version of
         the code, which is on record beside the videos only, since it does not make another one of them.
         """
-        self.root, self.exports, self.config, self.device = root, exports, config, device
-        self._seed, self._publish, self._prompts, self._start_file = seed, publish, prompts, start
+        self.root, self.config, self.device = root, config, device
+        self._exports, self._seed, self._publish = exports, seed, publish
+        self._prompts, self._start_file = prompts, start
         self._made_by, self._code = dict(made_by or {}), code
         self.num_tasks = config.num_tasks
 
@@ -83,7 +84,7 @@ class SampleArray:
 
     @cached_property
     def _pipeline(self) -> VideoPipeline:
-        return VideoPipeline(self.exports, self.device)
+        return VideoPipeline(self._exports(), self.device)
 
     @cached_property
     def _start(self) -> np.ndarray | None:
@@ -190,6 +191,7 @@ class SampleArray:
             "fps": fps,
             "frames": list(state[VIDEO][place].shape),
             "options": self._options,
+            "samplers": self._pipeline.samplers(self.config),
             "code": self._code,
             "versions": _versions(),
             "threads": torch.get_num_threads(),

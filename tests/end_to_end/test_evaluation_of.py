@@ -25,10 +25,10 @@ from dalle2_video.evaluation.videos import as_if_generated
 from dalle2_video.generation.video_file import enlarge, write_mp4
 from dalle2_video.training.commit_export import export_commit
 from dalle2_video.training.export import export_digest
-from experiments import judged
+from experiments import judged, kept_checkpoint
 from experiments.identity import run_id
 from experiments.run import Run, RunSpec
-from launch import evaluating, watching
+from launch import watching
 from launch.arguments import parse
 from launch.stages import STAGES
 from tools import runs
@@ -225,15 +225,15 @@ def test_what_cannot_be_judged_is_refused_with_the_remedy(
         (["--of", prior.id, "--parents.clip", "x"], "knows its own CLIP alone"),
         (["--of", prior.id, "--parents.preprocess", "x"], "the store is that of the CLIP"),
         (["--of", prior.id, "--after"], "leave --after out"),
-        (["--watch", perfect.id], "a finished run by --of ID"),
+        (["--watch", perfect.id], "takes checkpoints of decoder, prior, clip runs"),
         (["--watch", prior.id, "--dry-run"], "--watch has no dry run"),
         (["--of", perfect.id, "--evaluate.video-features", str(tmp_path / "none.pt")], "no such file"),
         (["--evaluate.frame-features", "inception.pt"], "a clip run is judged"),
     ):
-        assert evaluating.main(["--cluster", "local", *flags]) == 2
+        assert watching.main("evaluate", ["--cluster", "local", *flags]) == 2
         assert words in capsys.readouterr().err
     before = len(list(chain.registry.runs("evaluate")))
-    assert evaluating.main(["--cluster", "local", "--of", prior.id, "--dry-run"]) == 0
+    assert watching.main("evaluate", ["--cluster", "local", "--of", prior.id, "--dry-run"]) == 0
     assert "launch: a new run" in capsys.readouterr().out and len(list(chain.registry.runs("evaluate"))) == before
 
 
@@ -254,8 +254,8 @@ def test_the_last_checkpoint_and_the_finished_run_have_the_same_figures(
     target, flags = newest(chain, stage), [*TRAIN, "--evaluate.max-clips", "7"]
     typed = parse(STAGES["evaluate"], ["--cluster", "local", "--watch", target.id, "--wait", "yes", *flags])
     last = target.commits()[-1]
-    assert watching._evaluated(chain.registry, typed, target, last)
-    assert watching._evaluated(chain.registry, typed, target, None)
+    assert watching._made(chain.registry, "evaluate", typed, target, last)
+    assert watching._made(chain.registry, "evaluate", typed, target, None)
     of_step, finished = (
         one for one in judged.judgements(chain.registry, target) if (one.found or {}).get("clips") == 7
     )
@@ -269,8 +269,8 @@ def test_the_last_checkpoint_and_the_finished_run_have_the_same_figures(
         assert all(-1 <= one["low"] <= one["value"] <= one["high"] <= 1 for one in cosines)
         assert of_step.evaluation.spec.parents["clip"] == target.spec.parents["clip"]
     # What kept the checkpoint alive is gone, and the checkpoint is not.
-    assert not (of_step.evaluation.folder / judged.CHECKPOINT).exists()
-    assert not (of_step.evaluation.folder / judged.EXPORT).exists()
+    assert not (of_step.evaluation.folder / kept_checkpoint.CHECKPOINT).exists()
+    assert not (of_step.evaluation.folder / kept_checkpoint.EXPORT).exists()
     assert last.path.is_dir()
 
 

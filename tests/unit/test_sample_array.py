@@ -55,7 +55,7 @@ def array(exports: dict[str, Path], tmp_path: Path) -> Make:
         folder = tmp_path / root
         return SampleArray(
             root=folder,
-            exports=exports,
+            exports=lambda: exports,
             config=config,
             seed=3,
             device=torch.device("cpu"),

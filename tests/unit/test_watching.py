@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from registry_fixtures import make_spec
 
-from experiments import judged
+from experiments import judged, kept_checkpoint
 from experiments.registry import Registry
 from experiments.run import Commit, Run
 from launch import watching
@@ -33,7 +33,7 @@ def watched(
     def happens() -> None:
         next(events)()
 
-    def evaluated(_: Registry, __: Any, ___: Run, commit: Commit | None) -> bool:
+    def made(_: Registry, __: str, ___: Any, ____: Run, commit: Commit | None) -> bool:
         if commit is not None and not commit.path.exists():
             raise FileNotFoundError(commit.path)
         seen.append(commit.step if commit else None)
@@ -41,10 +41,10 @@ def watched(
             happens()
         return (commit.step if commit else None) not in fails
 
-    monkeypatch.setattr(watching, "_evaluated", evaluated)
+    monkeypatch.setattr(watching, "_made", made)
     monkeypatch.setattr(watching.time, "sleep", lambda _: happens())
-    arguments: Any = SimpleNamespace(judged=SimpleNamespace(watch=run.id))
-    return seen, watching.watch(registry, arguments)
+    arguments: Any = SimpleNamespace(watch=run.id)
+    return seen, watching.watch(registry, "evaluate", arguments)
 
 
 def test_the_newest_checkpoint_is_evaluated_and_at_the_end_the_finished_run(
@@ -86,24 +86,24 @@ def test_a_checkpoint_outlives_its_run_s_tidying_while_an_evaluation_keeps_it(tm
     registry = Registry(tmp_path)
     run = registry.create(make_spec())
     commit = committed(run, 10)
-    pin = judged.as_parent(run, commit)
+    pin = kept_checkpoint.as_parent(run, commit)
     assert (pin.stage, pin.id, pin.step) == ("clip", run.id, 10)
     evaluation = registry.create(make_spec(stage="evaluate", id="1123456789", parents={"clip": pin}))
-    judged.keep(evaluation, commit)
-    shard = evaluation.folder / judged.CHECKPOINT / "shard.safetensors"
+    kept_checkpoint.keep(evaluation, commit)
+    shard = evaluation.folder / kept_checkpoint.CHECKPOINT / "shard.safetensors"
     assert shard.stat().st_ino == (commit.path / "shard.safetensors").stat().st_ino, "a copy"
     for path in sorted(commit.path.iterdir()):
         path.unlink()
     commit.path.rmdir()
     assert shard.read_bytes() == b"x" * 10
-    judged.keep(evaluation, commit)  # again, as a watcher that was started again does
-    judged.release(evaluation)
+    kept_checkpoint.keep(evaluation, commit)  # again, as a watcher that was started again does
+    kept_checkpoint.release(evaluation)
     assert shard.exists(), "it is not done"
     evaluation.mark_done({"digest": "d"})
-    judged.release(evaluation)
+    kept_checkpoint.release(evaluation)
     assert not shard.exists()
     with pytest.raises(FileNotFoundError):
-        judged.as_parent(run, commit)
+        kept_checkpoint.as_parent(run, commit)
 
 
 def test_judgements_go_by_step_and_are_those_of_the_run_alone(tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_judgements_go_by_step_and_are_those_of_the_run_alone(tmp_path: Path) ->
     clip.mark_done({"digest": "d"})
     made = {}
     for number, (name, parents) in enumerate({
-        "30": {"clip": judged.as_parent(clip, committed(clip, 30))},
+        "30": {"clip": kept_checkpoint.as_parent(clip, committed(clip, 30))},
         "finished": {"clip": clip.as_parent()},
-        "20": {"clip": judged.as_parent(clip, committed(clip, 20))},
-        "of the prior": {"clip": clip.as_parent(), "prior": judged.as_parent(prior, committed(prior, 5))},
+        "20": {"clip": kept_checkpoint.as_parent(clip, committed(clip, 20))},
+        "of the prior": {"clip": clip.as_parent(), "prior": kept_checkpoint.as_parent(prior, committed(prior, 5))},
     }.items()):  # fmt: skip
         made[name] = registry.create(make_spec(stage="evaluate", id=f"312345678{number}", parents=parents))
     folder = made["20"].folder / "evaluation"

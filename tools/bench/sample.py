@@ -122,9 +122,10 @@ def memory(results: Results, scratch: Path, arguments: Arguments) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(staged, root / name)
 
+    exports = random_chain.make(scratch / "smallest", random_chain.smallest())
     array = SampleArray(
         root=root,
-        exports=random_chain.make(scratch / "smallest", random_chain.smallest()),
+        exports=lambda: exports,
         config=config,
         seed=0,
         device=torch.device(arguments.device),
