@@ -53,6 +53,8 @@ class Made:
     evaluate: Run
     watched: tuple[Run, Run]
     """Evaluations of the decoder at work, at steps 600 and 200."""
+    previews: tuple[Run, Run]
+    """Samplings of the decoder at work, at steps 600 and 200."""
 
 
 def make_registry(home: Path) -> Made:
@@ -106,7 +108,9 @@ def make_registry(home: Path) -> Made:
 
     sample = _run(registry, "sample", (clip, prior, done_decoder), clock + 14000)
     _array(sample, clock + 14000, tasks=1, lasting_s=60, nodes="n2")
-    _clips(sample, ["a red circle moves right over white", "a blue square moves down over white", HOSTILE, ESCAPES])
+    prompts = ["a red circle moves right over white", "a blue square moves down over white", HOSTILE, ESCAPES]
+    nowhere = [{"file": name, "prompt": "gone", "seed": 7, "repeat": 0} for name in ("../run.json", "9999.mp4")]
+    _clips(sample, prompts, nowhere)
     _done(sample, clock + 14100)
 
     evaluate = _run(registry, "evaluate", (preprocess, clip), clock + 15000)
@@ -114,9 +118,13 @@ def make_registry(home: Path) -> Made:
     _evaluation(evaluate, clip, preprocess)
     _done(evaluate, clock + 15100)
     watched = tuple(_judged_checkpoint(registry, decoder, step, clock + 16000 - step) for step in (600, 200))
+    previews = tuple(
+        _preview(registry, (clip, prior), decoder, step, clock + 15390 - step / 100) for step in (600, 200)
+    )
     return Made(
         home=home, preprocess=preprocess, clip=clip, embed=embed, prior=prior, other_prior=other_prior,
         decoder=decoder, failed=failed, queued=queued, sample=sample, evaluate=evaluate, watched=watched,
+        previews=previews,
     )  # fmt: skip
 
 
@@ -232,7 +240,13 @@ def _store(run: Run) -> None:
     (folder / "bad_clips.json").write_text(json.dumps(bad))
 
 
-def _clips(run: Run, prompts: Sequence[str]) -> None:
+def _clips(run: Run, prompts: Sequence[str], more: Sequence[dict[str, Any]] = ()) -> None:
+    parents = {
+        role: {"id": pin.id} | ({} if pin.step is None else {"step": pin.step})
+        for role, pin in run.spec.parents.items()
+    }
+    samplers = {"decoder": {"method": "ddim", "steps": 32, "guidance": 3.0}, HOSTILE: {"method": HOSTILE}}
+    record = {"made_by": {"parents": parents}, "samplers": samplers, "fps": 8.0, "device": ESCAPES}
     folder = run.folder / "samples"
     folder.mkdir()
     listed: list[dict[str, Any]] = []
@@ -242,10 +256,18 @@ def _clips(run: Run, prompts: Sequence[str]) -> None:
         for frame in range(16):
             frames[frame, 20:40, 2 * frame : 2 * frame + 20] = [(220, 40, 40), (40, 60, 220)][number % 2]
         write_mp4(folder / f"{number:04d}.mp4", frames, 8.0, metadata={"title": prompt})
-        listed.append({"file": f"{number:04d}.mp4", "prompt": prompt, "seed": 7, "repeat": 0, "sha256": "0" * 64})
-    listed.append({"file": "../run.json", "prompt": "not a clip", "seed": 7, "repeat": 0})
-    listed.append({"file": "9999.mp4", "prompt": "gone", "seed": 7, "repeat": 0})
-    (folder / "samples.json").write_text(json.dumps(listed))
+        entry = {"file": f"{number:04d}.mp4", "prompt": prompt, "seed": 7, "repeat": 0, "sha256": "0" * 64}
+        listed.append(entry | {"clip_score": 0.25})
+        (folder / f"{number:04d}.json").write_text(json.dumps(record))
+    (folder / "samples.json").write_text(json.dumps([*listed, *more]))
+
+
+def _preview(registry: Registry, parents: Sequence[Run], decoder: Run, step: int, created: float) -> Run:
+    pinned = Parent(stage="decoder", id=decoder.id, digest="c" * 64, step=step)
+    run = _run(registry, "sample", parents, created, checkpoint=pinned)
+    _clips(run, ["a red circle moves right over white", "a blue square moves down over white"])
+    _done(run, created + 60)
+    return run
 
 
 def _evaluation(run: Run, clip: Run, preprocess: Run) -> None:

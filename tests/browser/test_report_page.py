@@ -112,10 +112,10 @@ def shown_runs(page: Page) -> list[str]:
 
 
 def test_the_overview_shows_every_run_and_filters(page: Page, reported: Made) -> None:
-    assert len(shown_runs(page)) == 13
+    assert len(shown_runs(page)) == 15
     page.get_by_label("Filter").fill("prior")
     assert sorted(shown_runs(page)) == sorted([reported.prior.folder.name, reported.other_prior.folder.name])
-    expect(page.locator("#count")).to_have_text("2 of 13 runs")
+    expect(page.locator("#count")).to_have_text("2 of 15 runs")
     page.get_by_label("Filter").fill("")
     page.get_by_label("state", exact=True).select_option("failed")
     assert shown_runs(page) == [reported.failed.folder.name]
@@ -133,7 +133,7 @@ def test_the_overview_sorts_by_its_columns(page: Page) -> None:
     texts = page.locator('table.runs td[data-title="Loss"]').all_inner_texts()
     losses = [float(text) for text in texts if text]
     assert losses == sorted(losses, reverse=True) and len(losses) == 6
-    assert texts[len(losses) :] == [""] * 7  # what has no loss comes last
+    assert texts[len(losses) :] == [""] * 9  # what has no loss comes last
     page.get_by_role("button", name="Loss", exact=True).click()
     texts = page.locator('table.runs td[data-title="Loss"]').all_inner_texts()
     assert [float(text) for text in texts if text] == losses[::-1] and texts[0]
@@ -310,6 +310,26 @@ def test_evaluations_of_a_run_at_work_stand_in_the_order_of_its_steps(page: Page
     expect(page.locator("main")).to_contain_text("at step 600")
 
 
+def test_clips_of_checkpoints_play_beside_each_other_in_the_order_of_steps(page: Page, reported: Made) -> None:
+    go(page, f"#/run/{reported.decoder.id}")
+    shown = page.get_by_role("table", name="Clips over training")
+    assert shown.locator("thead th").all_inner_texts() == ["Prompt", "step 200", "step 600"]
+    rows = shown.locator("tbody tr")
+    expect(rows).to_have_count(3)  # two prompts, and the runs
+    expect(rows.first.locator("th")).to_have_text("a red circle moves right over white seed 7")
+    for run, cell in zip(reported.previews[::-1], rows.last.locator("td").all(), strict=True):
+        expect(cell.get_by_role("link")).to_have_attribute("href", f"#/run/{run.id}")
+    shown.scroll_into_view_if_needed()
+    for video in rows.first.locator("video").all():
+        expect(video).to_have_js_property("paused", False)
+    how = rows.first.locator("figure").last
+    how.get_by_text("how").click()
+    expect(how).to_contain_text(f"{reported.decoder.id} at step 600")
+    expect(how).to_contain_text("32 steps of ddim, guidance 3.0")
+    go(page, f"#/run/{reported.prior.id}")
+    expect(page.locator("main")).to_contain_text("Also over the training of")
+
+
 def test_data_statistics_and_bad_clips_are_shown(page: Page, reported: Made) -> None:
     go(page, f"#/run/{reported.preprocess.id}")
     expect(page.locator("figure.histogram")).to_have_count(2)
@@ -434,7 +454,7 @@ def test_a_file_of_one_run_opens_at_it(watched: Watched, reported: Made, tmp_pat
     watched.page.goto(path.as_uri())
     expect(watched.page.get_by_role("heading", level=1)).to_contain_text(reported.prior.folder.name)
     watched.page.get_by_role("link", name="All runs").click()
-    assert len(shown_runs(watched.page)) == 5
+    assert len(shown_runs(watched.page)) == 7
 
 
 def test_a_served_page_shows_what_is_new_and_keeps_the_readers_place(

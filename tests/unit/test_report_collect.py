@@ -103,6 +103,8 @@ def test_parents_that_are_no_longer_what_was_pinned_are_told(reported: Made, tmp
 
 
 def test_a_checkpoint_that_was_judged_is_a_parent_at_its_step(reported: Made, report: Report) -> None:
+    of_preview = {parent["role"]: parent["step"] for parent in row(report, reported.previews[1])["parents"]}
+    assert of_preview == {"clip": None, "prior": None, "decoder": 200}
     (parent,) = row(report, reported.watched[0])["parents"]
     assert parent == {
         "role": "decoder", "stage": "decoder", "id": reported.decoder.id, "step": 600, "pinned": "ok",
@@ -117,7 +119,10 @@ def test_clips_hold_the_files_bytes_and_nothing_from_elsewhere(reported: Made, r
     for number, clip in enumerate(shown):
         assert base64.b64decode(clip["data"]) == (reported.sample.folder / f"samples/{number:04d}.mp4").read_bytes()
         assert len(clip["data"]) > 2 * MOST_CHARACTERS  # no text, that would be cut
-        assert clip["type"] == "video/mp4" and clip["facts"] == {"seed": 7, "repeat": 0}
+        assert clip["type"] == "video/mp4" and clip["facts"] == {"seed": 7, "repeat": 0, "clip_score": 0.25}
+        assert ["decoder", "32 steps of ddim, guidance 3.0"] in clip["made"] and ["fps", "8.0"] in clip["made"]
+    made = dict(detail(report, reported.previews[0])["clips"]["shown"][0]["made"])
+    assert made["decoder run"] == f"{reported.decoder.id} at step 600" and made["prior run"] == reported.prior.id
     outside, gone = found["shown"][4:]
     assert outside["missing"] == "the file is not in the samples' folder" and "data" not in outside
     assert gone["missing"] == "it cannot be read (No such file or directory)"
@@ -233,14 +238,11 @@ def test_a_run_with_its_lineage_or_alone(reported: Made) -> None:
     def ids(**of: Any) -> set[str]:
         return {run.id for run in Selection(**of).choose(Registry(reported.home)).runs}
 
-    assert ids(named=[reported.prior.id]) == {
-        run.id for run in (reported.preprocess, reported.clip, reported.embed, reported.prior, reported.sample)
-    }
+    made_from, made = (reported.preprocess, reported.clip, reported.embed), (reported.sample, *reported.previews)
+    assert ids(named=[reported.prior.id]) == {run.id for run in (*made_from, reported.prior, *made)}
     assert ids(named=[f"prior/{reported.prior.folder.name}"], alone=True) == {reported.prior.id}
     newest = Selection(newest=4).choose(Registry(reported.home))
-    assert [run.id for run in newest.runs] == [
-        run.id for run in (*reported.watched[::-1], reported.evaluate, reported.sample)
-    ]
+    assert [run.id for run in newest.runs] == [run.id for run in (*reported.watched[::-1], *reported.previews[::-1])]
     assert newest.left_out == len(list(Registry(reported.home).runs())) - 4
 
 

@@ -240,7 +240,7 @@ def test_the_command_writes_one_file_and_says_which(
     names = ["report.html", f"report-{reported.prior.id[:6]}.html", "of.html"]
     assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
     assert {path.name for path in tmp_path.iterdir()} == set(names)
-    assert [(tmp_path / name).read_text().count("data-run=") - 1 for name in names] == [13, 1, 5]
+    assert [(tmp_path / name).read_text().count("data-run=") - 1 for name in names] == [15, 1, 7]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ SAMPLES = "samples.json"
 MOST_BYTES = 16 << 20
 TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif", ".webp": "image/webp", ".png": "image/png"}
 _NOT_FACTS = ("file", "prompt", "sha256")
+RECORD = ".json"
+"""Ending of the file beside each video that says how it was made."""
 
 
 def clips(folder: Path, most: int) -> dict[str, Any] | None:
@@ -35,11 +37,12 @@ def _clip(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     facts = {
         key: value for key, value in entry.items() if key not in _NOT_FACTS and isinstance(value, (str, int, float))
     }
-    found: dict[str, Any] = {"file": name, "prompt": str(entry.get("prompt", "")), "facts": facts}
+    found: dict[str, Any] = {"file": name, "prompt": str(entry.get("prompt", "")), "facts": facts, "made": []}
     path = folder / name
     kind = TYPES.get(path.suffix.lower())
     if not path.resolve().is_relative_to(folder.resolve()):
         return found | {"missing": "the file is not in the samples' folder"}
+    found["made"] = [[what, value] for what, value in _made(path.with_suffix(RECORD))]
     if kind is None:
         return found | {"missing": f"a {path.suffix or 'file without suffix'} is not shown here"}
     try:
@@ -49,3 +52,30 @@ def _clip(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
         return found | {"type": kind, "data": path.read_bytes()}
     except OSError as error:
         return found | {"missing": f"it cannot be read ({error.strerror})"}
+
+
+def _made(record: Path) -> Iterator[tuple[str, str]]:
+    """Yield what a video's record says of how it was made; nothing where there is none that can be read."""
+    try:
+        # A link could lead to a file that is no record.
+        stored = None if record.is_symlink() else files.read_json(record)
+    except (OSError, ValueError):
+        return
+    if not isinstance(stored, dict):
+        return
+    for stage, sampler in _objects(stored.get("samplers")):
+        guidance = f", guidance {sampler.get('guidance')}"
+        yield stage, f"{sampler.get('steps')} steps of {sampler.get('method')}{guidance}"
+    made_by = stored.get("made_by")
+    for stage, pin in _objects(made_by.get("parents") if isinstance(made_by, dict) else None):
+        step = f" at step {pin['step']}" if "step" in pin else ""
+        yield f"{stage} run", f"{pin.get('id')}{step}"
+    for name in ("fps", "device"):
+        if name in stored:
+            yield name, str(stored[name])
+
+
+def _objects(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the objects in an object, by name."""
+    of = value if isinstance(value, dict) else {}
+    return [(name, one) for name, one in of.items() if isinstance(one, dict)]

@@ -20,8 +20,8 @@ from tools.report_page.reading import Report
 
 _FOLDER = Path(__file__).parent
 SCRIPTS = (
-    "dom", "format", "data", "scale", "chart", "charts", "lineage", "timeline", "clips", "figures", "store", "settings",
-    "overview", "run", "compare", "main",
+    "dom", "format", "data", "scale", "chart", "charts", "lineage", "timeline", "figures", "clips", "previews", "store",
+    "settings", "overview", "run", "compare", "main",
 )  # fmt: skip
 """Modules in js/, in the order in which the page reads them; each uses those before it."""
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}

@@ -1,6 +1,7 @@
 // Generated clips as playing videos. A clip becomes a file of the page's own when it comes into view, not before.
 
 const PER_PAGE = 24;
+const HEADING = ["seed", "repeat", "candidate"];
 const blobs = new Map(); // base64 text -> its URL
 
 function urlOf(clip) {
@@ -26,9 +27,14 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "200px" });
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-function clipView(clip, ...more) {
-  const caption = el("figcaption", {}, clip.prompt || el("i", {}, "without a prompt"),
-    el("span", { class: "muted" }, ...Object.entries(clip.facts).map(([name, value]) => ` ${name} ${value}`), ` ${clip.file}`), ...more);
+// label: whose clip it is; short: without what heads its row anyway, or is on its own page.
+function clipView(clip, { label = "", short = false } = {}) {
+  const facts = Object.entries(clip.facts).filter(([name]) => !short || !HEADING.includes(name));
+  const words = facts.map(([name, value]) => ` ${name.replaceAll("_", " ")} ${Number.isInteger(value) ? value : number(value)}`);
+  const caption = el("figcaption", {}, short ? null : clip.prompt || el("i", {}, "without a prompt"),
+    el("span", { class: "muted" }, ...words, short ? "" : ` ${clip.file}`),
+    clip.made.length ? details(`made ${clip.run} ${clip.file} ${label}`, "how", () => factsList(clip.made)) : null,
+    label ? el("b", { class: "muted" }, ` ${label}`) : null);
   if (clip.missing) return el("figure", { class: "clip" }, el("div", { class: "missing" }, clip.missing), caption);
   const name = `Clip ${clip.file}: ${clip.prompt}`;
   if (!clip.type.startsWith("video/")) {
@@ -74,20 +80,25 @@ function clipsView(id, found) {
   ].filter(Boolean);
 }
 
-// One row a prompt, seed and repeat; sources: [{label, clips}].
-function clipsSideBySide(sources) {
+// A row for each prompt, seed and repeat: of each list of clips the first such one, or null.
+function byPromptAndSeed(lists) {
   const rows = new Map();
-  sources.forEach(({ clips }, place) => {
+  lists.forEach((clips, place) => {
     for (const clip of clips) {
       const key = JSON.stringify([clip.prompt, clip.facts.seed, clip.facts.repeat]);
-      if (!rows.has(key)) rows.set(key, Array(sources.length).fill(null));
+      if (!rows.has(key)) rows.set(key, Array(lists.length).fill(null));
       rows.get(key)[place] ??= clip;
     }
   });
+  return [...rows.values()];
+}
+
+// sources: [{label, clips}].
+function clipsSideBySide(sources) {
   const [shared, alone] = [[], []];
-  for (const row of rows.values()) (row.filter(Boolean).length > 1 ? shared : alone).push(row);
+  for (const row of byPromptAndSeed(sources.map(({ clips }) => clips))) (row.filter(Boolean).length > 1 ? shared : alone).push(row);
   const draw = (row) => el("div", { class: "clips beside" },
-    row.map((clip, place) => (clip ? clipView(clip, el("b", { class: "muted" }, ` ${sources[place].label}`)) : el("figure", { class: "clip" }, el("div", { class: "missing" }, `not made by ${sources[place].label}`)))));
+    row.map((clip, place) => (clip ? clipView(clip, { label: sources[place].label }) : el("figure", { class: "clip" }, el("div", { class: "missing" }, `not made by ${sources[place].label}`)))));
   return [
     ...shared.slice(0, PER_PAGE).map(draw),
     shared.length > PER_PAGE ? el("p", { class: "note" }, `The first ${PER_PAGE} of ${number(shared.length)} prompts that several of them have.`) : null,

@@ -24,10 +24,9 @@ async function compareView(ids) {
   return parts;
 }
 
-// A run's own clips, or those of the sampling runs that used it.
+// A run's own clips, or those of the sampling runs that used it: of the finished run first, then of its last steps.
 async function allClips(row, value) {
   if (value.clips) return value.clips.shown;
-  const found = [];
-  for (const child of childrenOf(row.id).filter((one) => one.stage === "sample")) found.push(...((await detail(child.id)).clips?.shown ?? []));
-  return found;
+  const { series, rest } = await previewsOf(row.id);
+  return [...rest, ...series.flatMap((made) => made.toReversed())].flatMap(({ clips }) => clips?.shown ?? []);
 }

@@ -35,6 +35,7 @@ async function detail(id) {
   }
   const value = JSON.parse(text);
   for (const curves of Object.values(value.curves ?? {})) for (const curve of Object.values(curves)) unpack(curve);
+  for (const clip of value.clips?.shown ?? []) clip.run = id;
   known.set(id, { version: row.version, value });
   return value;
 }

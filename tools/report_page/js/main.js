@@ -46,7 +46,7 @@ function header() {
   const left = state.index.left_out;
   document.getElementById("foot").replaceChildren(
     el("p", {}, left ? `The newest ${plural(state.index.runs.length, "run")} of ${state.index.home}; ${number(left)} older ones are left out. ` : "",
-      "Made by tools/report.py; this file needs no network. Long curves are made small by putting records in a row together: mean, lowest and highest of each; no value beyond these is lost. Numbers have six digits. Training writes no previews: clips are those of sampling runs."));
+      "Made by tools/report.py; this file needs no network. Long curves are made small by putting records in a row together: mean, lowest and highest of each; no value beyond these is lost. Numbers have six digits. Clips are those of sampling runs, of finished stages or of checkpoints."));
 }
 
 async function news() {

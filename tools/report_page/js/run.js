@@ -9,7 +9,12 @@ async function runView(id) {
   if (value.damaged.length) add("What could not be read", "damage", [el("ul", { class: "failed" }, value.damaged.map((text) => el("li", {}, text)))]);
   if (value.curves && (Object.keys(value.curves).length || row.training)) add("Curves", "curves", curvesView([{ curves: value.curves, label: "" }], value.marks));
   if (value.clips) add("Clips", "clips", clipsView(id, value.clips));
-  else add("Clips made with it", "clips", await clipsOfChildren(id));
+  else {
+    const { series, rest, elsewhere } = await previewsOf(id);
+    add("Clips over training", "previews", series.flatMap(previewsView));
+    const others = [...elsewhere].map((one) => el("p", {}, "Also over the training of ", runLink(one), "."));
+    add("Clips made with it", "clips", [...clipsOfChildren(rest), ...others]);
+  }
   if (value.evaluation) add("Evaluation", "evaluation", evaluationView(value.evaluation));
   const history = await evaluationHistory(id);
   if (history) add("Evaluations of this run", "evaluations", [history]);
@@ -63,15 +68,9 @@ function contents(sections) {
   return el("nav", { "aria-label": "Parts of this page", class: "contents" }, links);
 }
 
-// The clips of the sampling runs that used a model: training itself writes none.
-async function clipsOfChildren(id) {
-  const made = childrenOf(id).filter((row) => row.stage === "sample");
-  const parts = [];
-  for (const row of made) {
-    const { clips } = await detail(row.id);
-    if (clips?.of) parts.push(el("h3", {}, runLink(row.id), " ", clock(row.created)), ...clipsView(row.id, clips));
-  }
-  return parts;
+// The clips of sampling runs that used a model: training itself writes none.
+function clipsOfChildren(samplings) {
+  return samplings.filter(({ clips }) => clips?.of).flatMap(({ row, clips }) => [el("h3", {}, runLink(row.id), " ", clock(row.created)), ...clipsView(row.id, clips)]);
 }
 
 function broken(row) {
