@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,16 @@ class Cluster:
         answer = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
         assert answer.returncode == 0, f"{' '.join(command)}:\n{answer.stdout}\n{answer.stderr}"
         return answer.stdout
+
+
+def until(condition: Callable[[], object], what: str, folder: Path) -> None:
+    """Wait for a condition; fails with the logs below a folder after two minutes."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        if time.monotonic() > deadline:
+            logs = "\n".join(path.read_text()[-2000:] for path in folder.rglob("logs/*.out"))
+            pytest.fail(f"waited in vain until {what}\n{logs}")
+        time.sleep(0.02)
 
 
 def started(*options: str) -> Iterator[Cluster]:

@@ -6,13 +6,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from launching import REPOSITORY, Chain, with_parents
-from slurm_cluster import Cluster
+from slurm_cluster import Cluster, until
 
 from dalle2_video.data.store import Store
 from experiments.registry import Registry
@@ -34,15 +32,6 @@ if "SLURM_ARRAY_TASK_ID" in os.environ:
     ShardReader.read = read
 """
 """Python runs it in every process: a job that comes to one of these clips awaits the test's word."""
-
-
-def until(condition: Callable[[], object], what: str, folder: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        if time.monotonic() > deadline:
-            logs = "\n".join(path.read_text()[-2000:] for path in folder.rglob("logs/*.out"))
-            pytest.fail(f"waited in vain until {what}\n{logs}")
-        time.sleep(0.02)
 
 
 def test_only_missing_tasks_of_preempted_and_requeued_jobs_are_done_again_and_the_figures_are_the_same(
