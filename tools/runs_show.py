@@ -35,7 +35,9 @@ def show(console: Console, run: Run) -> int:
         ("folder", str(run.folder)),
         ("created", f"{clock(spec.created)} by {spec.creator}"),
     ]
-    facts += [("parent", f"{name} {parent.id}, digest {parent.digest[:16]}") for name, parent in spec.parents.items()]
+    for name, parent in spec.parents.items():
+        step = "" if parent.step is None else f" at step {parent.step}"
+        facts.append(("parent", f"{name} {parent.id}{step}, digest {parent.digest[:16]}"))
     facts += [("source", spec.source[:16])] if spec.source else []
     facts += [("input", f"{name} = {value}") for name, value in spec.inputs.items()]
     facts += [("config", line) for line in leaves(spec.config)]
@@ -50,6 +52,7 @@ def show(console: Console, run: Run) -> int:
     for name, value in sorted((run.done() or {}).items()):
         facts.append(("done", f"{name} = {clock(value) if name == 'time' else value}"))
     facts += _judgements(run)
+    facts += _previews(run)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -69,6 +72,16 @@ def _judgements(run: Run) -> list[tuple[str, str]]:
         said = ", ".join(f"{name} {figure(float(found['value']))}" for name, found in one.figures()) or "not done"
         facts.append(("evaluation", f"{where}: {one.evaluation.name}: {said}"))
     return facts
+
+
+def _previews(run: Run) -> list[tuple[str, str]]:
+    """Return the sample runs of the run's checkpoints, by step."""
+    found = []
+    for sample in Registry(run.folder.parents[2]).runs("sample"):
+        pin = sample.spec.parents.get(run.stage)
+        if pin is not None and pin.id == run.id and pin.step is not None:
+            found.append((pin.step, sample.name))
+    return [("videos", f"step {step}: {name}") for step, name in sorted(found)]
 
 
 def _array(run: Run, standing: Standing) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from registry_fixtures import make_run, make_spec
 
+from experiments.identity import Parent
 from experiments.registry import HOME_VARIABLE, Registry
 from experiments.run import Run
 from launch.arguments import load_recipe
@@ -132,6 +133,10 @@ def test_show_holds_spec_parents_attempts_commits_metrics_and_completion(
     store = make_run(registry, tiny, "preprocess")
     child = make_run(registry, tiny, "clip", [store])
     assert f"preprocess {store.spec.id}" in output(capsys, "show", child.spec.id)
+    pin = Parent(stage="clip", id=child.id, digest="c" * 64, step=20)
+    sample = registry.create(make_spec(stage="sample", id="1123456789", parents={"clip": pin}))
+    assert f"step 20: {sample.name}" in output(capsys, "show", child.id)
+    assert f"clip {child.id} at step 20, digest cccc" in output(capsys, "show", sample.id)
 
 
 @pytest.mark.parametrize(
