@@ -25,7 +25,7 @@ class Parent:
     id: str
     digest: str
     step: int | None = None
-    """Of a checkpoint that an evaluation judges while the run goes on; the digest is then the checkpoint's."""
+    """Of a checkpoint that is judged or sampled while the run goes on; the digest is then the checkpoint's."""
 
 
 def canonical_json(value: Any) -> str:

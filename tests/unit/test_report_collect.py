@@ -140,6 +140,24 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     assert ["missing" in clip and "data" not in clip for clip in found["shown"]] == [True, True, True]
 
 
+def test_a_record_that_is_damaged_or_a_link_says_nothing_and_its_clip_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text('{"device": "secret"}')
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    (folder / "0.json").symlink_to(tmp_path / "secret")
+    for number, text in enumerate(
+        ("{", "[]", '{"samplers": [1], "made_by": {"parents": {"clip": 3}}, "fps": null}'), start=1
+    ):
+        (folder / f"{number}.json").write_text(text)
+    for number in range(5):
+        (folder / f"{number}.mp4").write_bytes(b"video")
+    (folder / "samples.json").write_text(json.dumps([{"file": f"{number}.mp4"} for number in range(5)]))
+    found = clips.clips(folder, 9)
+    assert found is not None
+    assert [clip["made"] for clip in found["shown"]] == [[], [], [], [["fps", "None"]], []]
+    assert all(clip["data"] == b"video" for clip in found["shown"])
+
+
 def test_as_many_clips_as_asked_for(reported: Made) -> None:
     report = Reader(registry=Registry(reported.home), selection=Selection(), most_clips=2).read()
     found = detail(report, reported.sample)["clips"]
