@@ -72,7 +72,7 @@ class Commits:
                 return folder, distributed.from_rank_zero(functools.partial(notes.read, folder))
             except checkpoint.DamagedCheckpointError as error:
                 if distributed.rank() == 0:
-                    log.warning("damaged checkpoint skipped, the one before is used: %s", error)
+                    log.warning("damaged checkpoint skipped, a sound one before it is used or else step 0: %s", error)
                     self._control.skipped(folder)
                     self._control.append("events", {"event": "damaged checkpoint", "message": str(error)})
         return None
