@@ -19,6 +19,8 @@ ConfigT = TypeVar("ConfigT")
 def from_dict(cls: type[ConfigT], values: dict) -> ConfigT:
     """Build a config from what `to_dict` gave. Raises ValueError naming fields that are unknown or missing."""
     converter = cattrs.Converter(forbid_extra_keys=True)
+    if not isinstance(values, dict):
+        raise ValueError(f"stored {cls.__name__}: wanted named fields, got {type(values).__name__}")
     try:
         return converter.structure(values, cls)
     except cattrs.BaseValidationError as error:

@@ -13,12 +13,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+_PLAIN = re.compile(r"[\w+=,@%-][\w.+=,@%-]*")
 
 
 def follow_group_mode(home: Path) -> None:
@@ -29,6 +32,21 @@ def follow_group_mode(home: Path) -> None:
     with contextlib.suppress(OSError):  # not there: it is made later, as the user's umask has it
         if home.stat().st_mode & stat.S_IWGRP:
             os.umask(os.umask(0o007) & ~0o070)
+    # Whoever may write into a registry decides what its jobs run: never everybody, whatever the user's umask.
+    os.umask(os.umask(0o077) | 0o002)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only this user may enter, or take the one that is there; return it.
+
+    Raises ValueError where another user has it: in a folder for all, such as /tmp, anybody may have been first.
+    """
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ValueError(f"{path} is not a folder of this user's own; set TMPDIR to a folder that is, then go on")
+    path.chmod(0o700)
+    return path
 
 
 def fsync_folder(folder: Path) -> None:
@@ -151,7 +169,7 @@ def encode_rows(rows: Sequence[Any]) -> bytes:
 
 
 def read_json(path: Path | str) -> Any | None:
-    """Return the content of a JSON file, or None where there is no such file."""
+    """Return the content of a JSON file, or None where there is no such file; ValueError naming it if it is no JSON."""
     # Lists of thousands of runs read tens of thousands of small files: no more system calls than it takes.
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -163,12 +181,18 @@ def read_json(path: Path | str) -> Any | None:
             content += chunk
     finally:
         os.close(descriptor)
-    return json.loads(content)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def names_in(folder: Path | str) -> list[str]:
-    """Sorted visible names in a folder; empty where there is none. Listing also refreshes NFS's idea of the folder."""
+    """Sorted visible names in a folder; empty where there is none. Listing also refreshes NFS's idea of the folder.
+
+    Names that no code of ours gives are left out: what steers a terminal, a shell or a page is none of a registry's.
+    """
     try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208
+        return sorted(name for name in os.listdir(folder) if _PLAIN.fullmatch(name))  # noqa: PTH208
     except FileNotFoundError:
         return []

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -44,6 +45,11 @@ class Registry:
             raise ValueError(f"{HOME_VARIABLE}={self.home} cannot be written ({error.strerror}); {remedy}") from error
         finally:
             _try_unlink(probe)
+        if self.home.stat().st_mode & stat.S_IWOTH:
+            raise ValueError(
+                f"{HOME_VARIABLE}={self.home}: everybody may write there, and jobs run code that lies there; close it: "
+                f"chmod -R o-w {self.home}"
+            )
         free = shutil.disk_usage(self.home).free
         if free < free_bytes:
             raise ValueError(

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import files, identity
+from experiments import files, identity, secret_words
 from experiments.identity import Parent
 from experiments.intents import Intent as Intent  # part of what a run is made of
 from experiments.intents import Launched
@@ -93,8 +93,11 @@ class Run(Launched):
         stored = files.read_json(self.folder / "run.json")
         if stored is None:
             raise ValueError(f"{self.folder} is gone: the run was removed")
-        stored["parents"] = {name: Parent(**parent) for name, parent in stored["parents"].items()}
-        return RunSpec(**stored)
+        try:
+            stored["parents"] = {name: Parent(**parent) for name, parent in stored["parents"].items()}
+            return RunSpec(**stored)
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{self.folder / 'run.json'} is damaged: {error!r}; move the folder away") from error
 
     def check_drift(self, config: dict[str, Any]) -> None:
         """Raise ValueError with the differences where the run's config means something else than `config`.
@@ -192,7 +195,7 @@ class Run(Launched):
     def record_code_difference(self, number: int, text: str) -> Path:
         """Record how the code of a launch differs from that of the launch before; return the file."""
         path = self.folder / "intent" / f"{number:04d}.code.diff"
-        files.write_atomic(path, text.encode())
+        files.write_atomic(path, secret_words.redacted(text).encode())
         return path
 
     def prepared(self) -> bool:
@@ -279,8 +282,16 @@ class Run(Launched):
         for name in files.names_in(self.folder):
             if name.startswith("metrics.") and name.endswith(".jsonl"):
                 for record in read_jsonl(self.folder / name):
-                    merged[record["step"], record.get("split", "train")] = record
-        return [merged[key] for key in sorted(merged)]
+                    try:
+                        merged[record["step"], record.get("split", "train")] = record
+                    except (KeyError, TypeError):
+                        raise ValueError(f"{self.folder / name} is damaged: {record} is of no step") from None
+        try:
+            return [merged[key] for key in sorted(merged)]
+        except TypeError:
+            raise ValueError(
+                f"{self.folder}/metrics.*.jsonl are damaged: a step or split is no number or name"
+            ) from None
 
     def latest_training_metrics(self) -> dict[str, Any] | None:
         """Return the newest training record, found from the end of the newest file: cheap however long the run is."""
@@ -340,7 +351,9 @@ class Attempt:
 
     def append(self, kind: Literal["metrics", "events"], record: dict[str, Any]) -> None:
         """Append a record to this attempt's metrics or events; its time is now unless it has one."""
-        line = json.dumps({"time": time.time()} | record, sort_keys=True)
+        # What went wrong may quote an address or a command line.
+        told = secret_words.redacted_record(record) if kind == "events" else record
+        line = json.dumps({"time": time.time()} | told, sort_keys=True)
         with (self.run.folder / f"{kind}.{self.number:04d}.jsonl").open("a") as file:
             file.write(line + "\n")
 
@@ -351,16 +364,23 @@ class Attempt:
     def end(self, kind: EndKind, **details: Any) -> None:
         """Record how the attempt ended; the first record stays."""
         path = self.run.folder / "attempts" / f"{self.number:04d}.end.json"
-        files.create_exclusive(path, files.encode({"kind": kind, "time": time.time()} | details))
+        told = {"kind": kind, "time": time.time()} | secret_words.redacted_record(details)
+        files.create_exclusive(path, files.encode(told))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file; a last line that is not whole yet is left out."""
+    """Records of a JSON-lines file; a last line that is not whole yet is left out. ValueError names a damaged line."""
     records = []
-    with path.open() as file:
-        for line in file:
-            if line.endswith("\n"):
-                records.append(json.loads(line))
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{path}, line {number} is damaged: {error}") from error
+                if not isinstance(record, dict):
+                    raise ValueError(f"{path}, line {number} is no record")
+                records.append(record)
     return records
 
 

@@ -119,7 +119,7 @@ def parse_queue(text: str) -> list[Queued]:
                     task=task,
                     state=state,
                     reason=reason.strip(),
-                    restarts=int(restarts) if restarts.isdigit() else 0,
+                    restarts=int(restarts) if re.fullmatch(r"[0-9]{1,9}", restarts) else 0,
                     nodes=nodes,
                 )
             )
@@ -131,9 +131,9 @@ def parse_history(text: str) -> list[Ended]:
     found = []
     for line in text.splitlines():
         cells = line.strip().split("|")
-        if len(cells) == 4 and cells[1]:
+        if len(cells) == 4 and cells[1].strip():
             task, state, nodes, code = cells
-            by = re.search(r"\bby (\d+)", state)
+            by = re.search(r"\bby ([0-9]{1,10})\b", state)
             found.append(
                 Ended(
                     job=task.split("_")[0],
@@ -174,7 +174,7 @@ def user_name(uid: int) -> str:
     """Return a user's name, or number where there is no name."""
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
+    except (KeyError, OverflowError):
         return f"user {uid}"
 
 

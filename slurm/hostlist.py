@@ -6,6 +6,7 @@ import itertools
 import re
 
 MOST = 10_000
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _PART = re.compile(r"(?:[^,\[\]]|\[[^\[\]]*\])+")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 
@@ -19,8 +20,8 @@ def expand(text: str) -> list[str]:
     for part in _PART.findall(text):
         pieces = _BRACKETS.split(part)  # literal, range, literal, range, ..., literal
         choices = [[piece] if place % 2 == 0 else _numbers(piece) for place, piece in enumerate(pieces)]
-        names += ["".join(chosen) for chosen in itertools.islice(itertools.product(*choices), MOST)]
-    return names[:MOST]
+        names += ["".join(chosen) for chosen in itertools.islice(itertools.product(*choices), MOST - len(names))]
+    return names
 
 
 def _numbers(ranges: str) -> list[str]:
@@ -28,7 +29,7 @@ def _numbers(ranges: str) -> list[str]:
     found: list[str] = []
     for one in ranges.split(","):
         first, dash, last = one.partition("-")
-        if dash and first.isdigit() and last.isdigit():
+        if dash and _NUMBER.fullmatch(first) and _NUMBER.fullmatch(last):
             end = min(int(last), int(first) + MOST)
             found += [str(number).zfill(len(first)) for number in range(int(first), end + 1)]
         else:

@@ -70,7 +70,7 @@ def _leaves(run: Run, intent: int) -> bool:
     if ATTEMPT_VARIABLE in os.environ:
         return False
     if scratch := os.environ.get("TMPDIR"):
-        Path(scratch).mkdir(parents=True, exist_ok=True)  # a profile names it, each node makes it
+        Path(scratch).mkdir(mode=0o700, parents=True, exist_ok=True)  # a profile names it, each node makes it
     if run.intent(intent).job is None:
         # Its launcher was killed after Slurm had taken the job and before it could say so.
         job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ["SLURM_JOB_ID"])

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import files
 from experiments.reconcile import FAILURES_TO_POISON, fruitless_failures
 from experiments.run import Attempt, Run
 from slurm import logs, notify
@@ -141,7 +142,8 @@ class _Unit:
         self.attempt = self.run.claim_attempt(
             {"supervised": True, "intent": self.intent, "group": self.group, "world_size": self.ranks}
         )
-        caches = Path(tempfile.gettempdir()) / f"dalle2_video-{os.getuid()}"
+        # What is compiled there is loaded as code.
+        caches = files.private_folder(Path(tempfile.gettempdir()) / f"dalle2_video-{os.getuid()}")
         cores = len(os.sched_getaffinity(0))
         shared = {
             ATTEMPT_VARIABLE: str(self.attempt.number),

@@ -5,10 +5,12 @@ Its defaults come from a cluster's profile (`slurm/clusters`); the command line 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from experiments import secret_words
 from slurm import job_state
 
 OURS = {
@@ -21,9 +23,15 @@ OURS = {
     "test-only": "--dry-run", "wrap": "nothing",
 }  # fmt: skip
 """Options of sbatch that the suite sets itself, and what to use instead."""
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
+
+
+def _in_job_script(what: str) -> ValueError:
+    return ValueError(
+        f"{what}: this would stand in the job script; export it in the shell that launches, Slurm hands its "
+        "environment on, or have a line of --setup read it: export NAME=$(cat FILE)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +110,22 @@ class Placement:
             name, equals, _ = variable.partition("=")
             if not equals or not _NAME.fullmatch(name):
                 raise ValueError(f"--env {variable!r}: write NAME=VALUE")
-            if _SECRET.search(name):
-                raise ValueError(
-                    f"--env {name}=...: this would stand in the job script; export it in the shell that launches, "
-                    "Slurm hands its environment on"
-                )
+            if secret_words.NAMES.search(name):
+                raise _in_job_script(f"--env {name}=...")
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        """Raise ValueError for what would break out of its line of the job script, or should not stand there."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            option = f"--{field.name.replace('_', '-')}"
+            for text in (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ():
+                if field.name != "setup" and not text.isprintable():
+                    raise ValueError(f"{option} {text!a}: a control character, or no UTF-8; write one line of text")
+                if secret_words.holds_secret(text):
+                    raise _in_job_script(f"{option} ...")
+        if self.scratch and re.search(r"[\"`;|&<>]|\$\(", self.scratch):
+            raise ValueError(f"--scratch {self.scratch!r}: a path with shell variables, without commands or quotes")
 
     @property
     def ranks(self) -> int:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments import files
 from slurm import hostlist
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def join(usable: Callable[[int], bool]) -> bool:
     if int(os.environ["SLURM_NODEID"]) >= used:
         log.warning("not needed: of %d nodes the batch is shared by %d", len(nodes), used)
         return False
-    caches = caches_of_job()
+    caches = files.private_folder(caches_of_job())  # what is compiled there is loaded as code
     os.environ.update(
         RANK=os.environ["SLURM_PROCID"],
         WORLD_SIZE=str(used * ranks),

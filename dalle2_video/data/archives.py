@@ -222,6 +222,8 @@ def _of_zip(archive: Path) -> Iterator[tuple[str, Source | None]]:
                         f"{archive}: {name} is compressed by a method other than deflate; extract the archive and "
                         "move it away, or pack it again: zip -0"
                     )
+                if not 0 <= entry.header_offset < size:
+                    raise ValueError(f"{archive} is damaged at {name}; fetch it again")
                 file.seek(entry.header_offset)
                 header = file.read(_LOCAL_HEADER.size)
                 if len(header) < _LOCAL_HEADER.size or not header.startswith(_LOCAL_SIGNATURE):

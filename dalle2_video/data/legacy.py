@@ -82,6 +82,21 @@ def detect_layout(shape: tuple[int, ...], wanted: str = "auto") -> str:
     return fits[0]
 
 
+def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Return the datasets by name, those left out whose values lie in other files: those are not for this file to name.
+
+    Links out of the file are not followed either.
+    """
+    found: dict[str, h5py.Dataset] = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and not item.is_virtual and not item.external:
+            found[name] = item
+
+    file.visititems(visit)
+    return found
+
+
 class LegacyVideos:
     """Read-only view of one dataset of videos: `num_clips`, `num_frames`, `height`, `width`, `layout`."""
 
@@ -93,10 +108,10 @@ class LegacyVideos:
         try:
             # Nothing is written, and many shared file systems refuse locks.
             self.file = h5py.File(path, "r", locking=False)
-        except OSError as error:
+            self._datasets = _datasets(self.file)
+        except Exception as error:  # the library raises many kinds where bytes are damaged
             raise ValueError(f"--videos {path}: no readable HDF5 file: {error}") from error
-        found: dict[str, h5py.Dataset] = {}
-        self.file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+        found = self._datasets
         if dataset not in found:
             there = ", ".join(f"{name} {item.shape}" for name, item in found.items()) or "none at all"
             raise ValueError(f"--videos {path}: no dataset {dataset!r}; set --dataset to one of: {there}")
@@ -121,8 +136,8 @@ class LegacyVideos:
         place[self._time_axis] = frames
         try:
             return rearrange(self.data[tuple(place)], _PATTERNS[self.layout])
-        except OSError as error:
-            if error.errno is not None or "errno = " in str(error):
+        except (OSError, RuntimeError, KeyError) as error:
+            if getattr(error, "errno", None) is not None or "errno = " in str(error):
                 raise
             raise BadClip(f"damaged in the HDF5 file: {error}") from error
 
@@ -138,19 +153,25 @@ class LegacyVideos:
         Taken from a dataset, or else an attribute, with one of the usual names (clip_ids, ids, video_ids, names,
         filenames, keys) and one entry a clip; folders and .mp4 are cut off. Raises ValueError for repeated ids.
         """
-        for holder in (self.file, self.data.attrs, self.file.attrs):
+        for holder in (self._datasets, self.data.attrs, self.file.attrs):
             for name in _ID_NAMES:
-                entries = holder.get(name)
-                if entries is None or isinstance(entries, h5py.Group) or np.shape(entries) != (self.num_clips,):
-                    continue
-                values = [entry.decode() if isinstance(entry, bytes) else str(entry) for entry in entries[...]]
+                try:
+                    entries = holder.get(name)
+                    if entries is None or np.shape(entries) != (self.num_clips,):
+                        continue
+                    values = [entry.decode() if isinstance(entry, bytes) else str(entry) for entry in entries[...]]
+                except Exception as error:
+                    raise ValueError(f"{name!r} of {self.path} cannot be read: {error}") from error
                 return check_ids(values, self.num_clips, f"{name!r} of {self.path}")
         return None
 
     def fps(self) -> float | None:
         """Return attribute `fps` of the dataset or the file, None where there is none."""
-        found = self.data.attrs.get("fps", self.file.attrs.get("fps"))
-        return None if found is None else float(found)
+        try:
+            found = self.data.attrs.get("fps", self.file.attrs.get("fps"))
+            return None if found is None else float(found)
+        except Exception as error:
+            raise ValueError(f"attribute 'fps' of {self.path} is no number, or damaged: {error}") from error
 
     def fingerprint(self) -> str:
         """Return sha256 hex of the file; beyond 64 MiB of its length and 4,096 blocks of 16 KiB spread evenly."""

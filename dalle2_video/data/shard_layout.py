@@ -7,12 +7,14 @@ for each chunk of each item, then the index's crc32c. Invariant: any other layou
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dalle2_video import json_file
 
 EMPTY = 2**64 - 1
 """Offset and length of a chunk that is not stored: it reads as the fill value."""
@@ -38,11 +40,16 @@ class ShardLayout:
     @classmethod
     def open(cls, path: Path) -> ShardLayout:
         """Parse the zarr.json in an array's folder. Raises as `parse` does, OSError if there is none."""
-        return cls.parse(json.loads((path / "zarr.json").read_text()), path)
+        return cls.parse(json_file.read(path / "zarr.json"), path)
 
     @classmethod
     def parse(cls, metadata: dict[str, Any], path: Path) -> ShardLayout:
         """Return the layout of the array at `path` by its metadata. Raises ValueError naming what is unsupported."""
+        with json_file.as_written_here(path, "write it again with python launch/preprocess.py"):
+            return cls._parse(metadata, path)
+
+    @classmethod
+    def _parse(cls, metadata: dict[str, Any], path: Path) -> ShardLayout:
         codecs = metadata.get("codecs", [])
         if metadata.get("zarr_format") != 3 or [codec["name"] for codec in codecs] != ["sharding_indexed"]:
             raise ValueError(f"{path}: not a Zarr v3 array with the one codec sharding_indexed")
@@ -59,6 +66,7 @@ class ShardLayout:
             f"byte order {endian}": endian == "little",
             "index codecs": [codec["name"] for codec in sharding["index_codecs"]] == ["bytes", "crc32c"],
             "index location": sharding.get("index_location", "end") == "end",
+            f"sizes {shape}, {shard}, {chunk}": _are_sizes(shape, 0) and _are_sizes([*shard, *chunk], 1),
             f"chunk shape {chunk}": chunk[0] == 1 and chunk[2:] == rest,
             f"shard shape {shard}": whole_items,
             "chunk key encoding": metadata["chunk_key_encoding"]["name"] == "default",
@@ -107,3 +115,7 @@ class ShardLayout:
     def shard_path(self, shard: int) -> Path:
         """Return the file of one shard."""
         return self.path / self.separator.join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
+
+
+def _are_sizes(values: Sequence[Any], least: int) -> bool:
+    return all(type(value) is int and value >= least for value in values)

@@ -159,7 +159,7 @@ class ShardReader:
 
     def _read_index(self, shard: int, file: int) -> _Index:
         status, size = os.fstat(file), self._index_bytes
-        footer = os.pread(file, size, max(0, status.st_size - size))
+        footer = os.pread(file, size, status.st_size - size) if size <= status.st_size else b""
         chunks = footer[:-4]
         if len(footer) != size or google_crc32c.value(chunks) != int.from_bytes(footer[-4:], "little"):
             self._files.pop(shard)

@@ -15,7 +15,6 @@ This module holds the layout and the reader, which needs no zarr: its import is 
 
 from __future__ import annotations
 
-import json
 import math
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dalle2_video import json_file
 from dalle2_video.config_io import from_dict
 from dalle2_video.data.celebv_text import Caption
 from dalle2_video.data.shard_reader import ShardReader
@@ -56,7 +56,10 @@ class Store:
         remedy = "run python launch/preprocess.py"
         if not (self.path / "zarr.json").is_file():
             raise ValueError(f"no store at {self.path}; {remedy}")
-        attributes = json.loads((self.path / "zarr.json").read_text()).get("attributes", {})
+        with json_file.as_written_here(self.path / "zarr.json", remedy):
+            self._open(json_file.read(self.path / "zarr.json").get("attributes", {}), remedy)
+
+    def _open(self, attributes: dict[str, Any], remedy: str) -> None:
         found = (attributes.get("format"), attributes.get("version"))
         if found != (FORMAT, VERSION):
             raise ValueError(f"{self.path} is {found}, wanted {(FORMAT, VERSION)}; {remedy} into another folder")
@@ -81,7 +84,7 @@ class Store:
 
         shape: what it must be; None takes what is stored. Raises ValueError naming the file that is not as it must be.
         """
-        metadata = json.loads((self.path / name / "zarr.json").read_text())
+        metadata = json_file.read(self.path / name / "zarr.json")
         stored, codecs = tuple(metadata["shape"]), [codec["name"] for codec in metadata["codecs"]]
         chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         there = (stored, np.dtype(metadata["data_type"]), codecs, chunks)
@@ -167,11 +170,11 @@ class Store:
 
     def bad_clips(self) -> dict[str, str]:
         """Return why each bad clip was rejected, by clip id."""
-        return json.loads((self.path / BAD_CLIPS_FILE).read_text())
+        return json_file.read(self.path / BAD_CLIPS_FILE)
 
     def statistics(self) -> dict[str, Any]:
         """Return what preprocessing counted."""
-        return json.loads((self.path / STATISTICS_FILE).read_text())
+        return json_file.read(self.path / STATISTICS_FILE)
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that made `tokens`."""

@@ -12,7 +12,6 @@ asked otherwise.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from dalle2_video import json_file
 from dalle2_video.chain_folder import INDEX, STAGES, check_digests
 from dalle2_video.config import SpatialSrConfig, TemporalSrConfig
 from dalle2_video.config_io import from_dict
@@ -110,12 +110,14 @@ class VideoPipeline:
         folder = Path(folder)
         if not (folder / INDEX).is_file():
             raise ValueError(f"{folder} holds no {INDEX}; make the folder: python tools/export.py ID --out {folder}")
-        index = json.loads((folder / INDEX).read_text())
-        if verify:
-            check_digests(folder, index)
+        with json_file.as_written_here(folder / INDEX, "export again with tools/export.py"):
+            index = json_file.read(folder / INDEX)
+            if verify:
+                check_digests(folder, index)
+            exports = {stage: folder / stage for stage in STAGES if stage in index["stages"]}
+            options = from_dict(SampleConfig, index["sample"])
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        exports = {stage: folder / stage for stage in index["stages"]}
-        return cls(exports, device, options=from_dict(SampleConfig, index["sample"]), keep_loaded=keep_loaded)
+        return cls(exports, device, options=options, keep_loaded=keep_loaded)
 
     @property
     def video_stages(self) -> list[str]:

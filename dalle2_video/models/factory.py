@@ -11,9 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from dalle2_video import json_file
 from dalle2_video.config import ClipConfig, DecoderConfig, PriorConfig, SpatialSrConfig, TemporalSrConfig
 from dalle2_video.config_io import from_dict, to_dict
 from dalle2_video.models.clip import Clip
@@ -101,15 +104,16 @@ def read_export(folder: Path, stage: str) -> ExportFacts:
     path = folder / CONFIG
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} is no export folder: {CONFIG} or {WEIGHTS} is missing")
-    content = json.loads(path.read_text())
-    if content["stage"] != stage:
-        raise ValueError(f"{folder} is an export of stage {content['stage']}, wanted {stage}")
-    return ExportFacts(
-        stage=stage,
-        config=from_dict(CONFIG_TYPES[stage], content["config"]),
-        dims=ModelDims(**content["dims"]),
-        fps=content["fps"],
-    )
+    content = json_file.read(path)
+    with json_file.as_written_here(path, "export it again"):
+        if content["stage"] != stage:
+            raise ValueError(f"{folder} is an export of stage {content['stage']}, wanted {stage}")
+        try:
+            config = from_dict(CONFIG_TYPES[stage], content["config"])
+            dims, fps = from_dict(ModelDims, content["dims"]), float(content["fps"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return ExportFacts(stage=stage, config=config, dims=dims, fps=fps)
 
 
 def load_export(folder: Path, stage: str) -> Exported:
@@ -117,7 +121,17 @@ def load_export(folder: Path, stage: str) -> Exported:
 
     Raises ValueError naming the folder where it is no export of that stage.
     """
-    facts = read_export(folder, stage)
-    module = build(facts.config, facts.dims)
-    module.load_state_dict(load_file(folder / WEIGHTS))
+    facts, weights = read_export(folder, stage), folder / WEIGHTS
+    try:
+        with safe_open(weights, "pt") as file:
+            stored = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+        with torch.device("meta"):
+            wanted = {name: list(value.shape) for name, value in build(facts.config, facts.dims).state_dict().items()}
+        # Before any memory is taken: sizes in a damaged config may have any value.
+        if stored != wanted:
+            raise ValueError(f"{weights} does not hold the weights that {folder / CONFIG} tells of; export it again")
+        module = build(facts.config, facts.dims)
+        module.load_state_dict(load_file(weights))
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged: {error}; copy or export it again") from error
     return Exported(**vars(facts), module=module.eval().requires_grad_(False))

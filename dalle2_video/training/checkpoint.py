@@ -168,7 +168,7 @@ def verify(folder: Path, *, rank: int = 0, world_size: int = 1) -> None:
                 raise DamagedCheckpointError(f"{path}: checksum differs from the manifest")
         ranks = json.loads((folder / STATE).read_text())["world_size"]
         missing = {STATE, *(shard_name(number, ranks) for number in range(ranks))} - files.keys()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, DamagedCheckpointError):
             raise
         raise DamagedCheckpointError(f"{folder}: {error}") from error

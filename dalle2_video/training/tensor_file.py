@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _CHUNK = 1 << 23
 """Bytes read at once."""
 
@@ -93,9 +95,17 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        """Raises ValueError naming the file where it is no safetensors file, OSError as the file system does."""
         self._file = path.open("rb", buffering=0)
         length = int.from_bytes(self._file.read(8), "little")
-        self._header = json.loads(self._file.read(length))
+        try:
+            # Not more than there is: a damaged length would fill the memory.
+            if 8 + length > path.stat().st_size:
+                raise ValueError(f"its header of {length} bytes ends beyond the file")
+            self._header = _checked(json.loads(self._file.read(length)))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            self._file.close()
+            raise ValueError(f"{path} is no safetensors file, or damaged: {error}") from error
         self._start = 8 + length
 
     def __enter__(self) -> TensorFile:
@@ -109,7 +119,7 @@ class TensorFile:
 
         view: flat and contiguous, on any device. Raises ValueError where the file holds another type or is too short.
         """
-        entry = self._header[name]
+        entry = self._entry(name)
         if entry["dtype"] != _NAMES[view.dtype]:
             raise ValueError(f"{self.path}: {name} is {entry['dtype']}, wanted {_NAMES[view.dtype]}")
         begin, end = entry["data_offsets"]
@@ -127,11 +137,15 @@ class TensorFile:
 
     def read(self, name: str) -> Tensor:
         """Return a whole tensor on the CPU."""
-        dtypes = {text: dtype for dtype, text in _NAMES.items()}
-        entry = self._header[name]
-        tensor = torch.empty(entry["shape"], dtype=dtypes[entry["dtype"]])
+        entry = self._entry(name)
+        tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
         self.read_into(tensor.view(-1), name)
         return tensor
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        if name not in self._header:
+            raise ValueError(f"{self.path}: holds no {name}")
+        return self._header[name]
 
     def _fill(self, memory: memoryview, name: str) -> None:
         done = 0
@@ -140,3 +154,15 @@ class TensorFile:
             if not count:
                 raise ValueError(f"{self.path}: the file ends within {name}")
             done += count
+
+
+def _checked(header: dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors of a header; ValueError where one's place does not have the size of its type and shape."""
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    for name, entry in tensors.items():
+        begin, end = entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (begin, *entry["shape"])):
+            raise ValueError(f"{name} has shape {entry['shape']} at {begin}")
+        if end - begin != TensorSpec(dtype=_DTYPES[entry["dtype"]], shape=tuple(entry["shape"])).bytes:
+            raise ValueError(f"{name} is {entry['dtype']} {entry['shape']} in {end - begin} bytes")
+    return tensors
