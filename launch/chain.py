@@ -11,13 +11,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.console import Console
 from rich.markup import escape
 
 from experiments import plan
 from experiments.plan import Lineage, Standing
 from experiments.registry import Registry, default_home
 from launch import plans, submit
+from launch.console import Console, print_error
 from launch.parents import IMPORT_COMMAND
 from launch.pipeline_arguments import Arguments, parse_pipeline
 from launch.proposal import NO_PROMPTS, check_batch, propose
@@ -99,7 +99,7 @@ def _submit(registry: Registry, arguments: Arguments) -> int:
         try:
             brought = plans.bring(registry, STAGES[stage], mine, links, say, known)
         except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
             failed = True
             continue
         say(brought.words())

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from experiments import code_snapshot, plan, reconcile
@@ -22,6 +21,7 @@ from experiments.registry import Registry, default_home
 from experiments.run import Run
 from launch import array_progress, estimate, judged, plans
 from launch.arguments import Arguments, parse
+from launch.console import Console, print_error
 from launch.progress import follow
 from launch.proposal import Proposal, check_batch, check_students_teacher, create, order, propose
 from launch.stages import STAGES, StageInfo
@@ -46,12 +46,12 @@ def guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return USER_ERROR
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
-        print(f"error: {error}; free space or mend the permission, then run the same command again", file=sys.stderr)
+        print_error(f"{error}; free space or mend the permission, then run the same command again")
         return USER_ERROR
 
 
@@ -193,7 +193,7 @@ def _wait(run: Run, *, stop_on_interrupt: bool) -> int:
     # Of an array's groups the one that tells what to mend.
     ends = failures or ends or [silent]
     last = next((end for end in ends if end.get("exit_code") == USER_ERROR), ends[-1])
-    print(f"error: {run.name}: {last.get('message', last['kind'])}\n(logs: {run.folder / 'logs'})", file=sys.stderr)
+    print_error(f"{run.name}: {last.get('message', last['kind'])}\n(logs: {run.folder / 'logs'})")
     return USER_ERROR if last.get("exit_code") == USER_ERROR else 1
 
 

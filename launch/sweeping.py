@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from experiments import identity
@@ -24,6 +23,7 @@ from experiments.registry import Registry, default_home
 from experiments.run import Run
 from launch import submit, sweep_table
 from launch.arguments import Arguments, parse
+from launch.console import Console, print_error
 from launch.parents import shared
 from launch.proposal import Proposal, check_batch, create, order, parts_of, propose
 from launch.stages import STAGES, StageInfo
@@ -180,7 +180,7 @@ def _submit(registry: Registry, sweep: Sweep) -> int:
         try:
             started = start(create(registry, proposal, _say), asked, _say)
         except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
             code = submit.USER_ERROR
             continue
         if started.submission is not None:
@@ -230,7 +230,7 @@ def _work(registry: Registry, sweep: Sweep) -> int:
                 try:
                     started = start(run, asked, _say)
                 except ValueError as error:
-                    print(f"error: {error}", file=sys.stderr)
+                    print_error(error)
                     code = submit.USER_ERROR
                     continue
                 if started.decision.action != "finished":

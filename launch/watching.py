@@ -11,14 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
-
 from experiments import judged, kept_checkpoint
 from experiments.registry import Registry, default_home
 from experiments.run import Commit, Run
 from launch import judged as judging
 from launch import previews, submit
 from launch.arguments import Arguments, parse
+from launch.console import Console
 from launch.proposal import Proposal, create, order
 from launch.stages import STAGES
 from launch.start import start

@@ -19,10 +19,10 @@ from pathlib import Path
 if not __package__:  # run as a script, whose own folder comes first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console
 from rich.markup import escape
 
 from experiments.registry import default_home
+from launch.console import Console
 from tools import doctor_machine, doctor_registry
 from tools.doctor_finding import Finding, Level, problem
 

@@ -27,7 +27,6 @@ if not __package__:  # run as a script, whose own folder comes first
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dalle2_video.config import Recipe
@@ -41,6 +40,7 @@ from experiments import files, identity
 from experiments.registry import Registry, default_home
 from experiments.run import Attempt, Run, RunSpec
 from launch.arguments import load_recipe, override_flags
+from launch.console import Console, print_error
 from launch.parents import IMPORT_COMMAND, IMPORTED_CLIPS
 from launch.proposal import MANIFEST
 from slurm import run_state
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT):
             raise
-        print(f"error: {error}; mend it, then run the same command again", file=sys.stderr)
+        print_error(f"{error}; mend it, then run the same command again")
     except KeyboardInterrupt:
         print("stopped; the same command goes on from there", file=sys.stderr)
         return INTERRUPTED

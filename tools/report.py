@@ -21,6 +21,7 @@ if not __package__:  # run as a script, whose own folder comes first
 
 from experiments.files import write_atomic
 from experiments.registry import Registry, default_home
+from launch.console import print_error
 from tools.report_page import serve
 from tools.report_page.reading import MOST_CLIPS, Reader
 from tools.report_page.render import page
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--out {out} must be a file in a folder that exists")
         write_atomic(out, page(reader.read()).encode())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED

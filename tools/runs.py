@@ -27,11 +27,11 @@ from pathlib import Path
 if not __package__:  # run as a script, whose own folder comes first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console
 from rich.markup import escape
 
 from experiments.registry import Registry, default_home
 from experiments.run import Run
+from launch.console import Console, print_error
 from launch.stages import STAGES
 from slurm import job_state, run_state
 from tools import (
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _do(options, console, registry)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from experiments.intents import Launched
 from experiments.reconcile import newest_of_groups
 from experiments.registry import Registry
 from experiments.run import Intent, Run
+from launch.console import print_error
 from slurm import accounting, notify, run_state
 from slurm.accounting import Ended
 from slurm.run_state import Standing
@@ -108,7 +108,7 @@ def _mend_plans(console: Console, registry: Registry, options: argparse.Namespac
         try:
             brought = plans.mend(registry, one, verdict, lambda _: None)
         except (OSError, ValueError) as error:
-            print(f"error: {one.name} could not be queued again: {error}", file=sys.stderr)
+            print_error(f"{one.name} could not be queued again: {error}")
             code = USER_ERROR if isinstance(error, ValueError) else 1
             continue
         if brought is not None:
@@ -189,7 +189,7 @@ def _resume(console: Console, run: Run) -> int:
             return 0
         started = relaunch(run, said.append)
     except (OSError, ValueError) as error:
-        print(f"error: {run.name} could not be resumed: {error}", file=sys.stderr)
+        print_error(f"{run.name} could not be resumed: {error}")
         return USER_ERROR if isinstance(error, ValueError) else 1
     if started.submission is None:
         return 0  # another launcher was quicker

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from experiments.run import AttemptRecord, Run
+from launch.console import shown
 from slurm import logs, run_state
 
 FOLLOW_POLL_S = 0.25
@@ -24,10 +25,12 @@ def show(run: Run, rank: int, number: int | None, group: int | None, *, follow: 
     part = "" if restart is None else f" (start {restart} of its job)"
     print(f"==> {path}{part}", file=sys.stderr)
     over = _over(run, attempt) if follow else lambda: True
+    on_terminal = sys.stdout.isatty()
     with path.open("rb") as log:
         lines = _lines(log, over)
         for line in lines if restart is None else logs.of_start(lines, restart):
-            sys.stdout.buffer.write(line)
+            # What a job says of names and captions may not steer the terminal; a pipe gets the bytes as they are.
+            sys.stdout.buffer.write(shown(line.decode(errors="replace")).encode() if on_terminal else line)
             if follow:
                 sys.stdout.buffer.flush()
     sys.stdout.buffer.flush()

@@ -24,6 +24,7 @@ from jinja2 import UndefinedError
 from dalle2_video.data.store import PAGE_FILE, SHARDS_FILE, Store
 from dalle2_video.data.store_page import contact_sheet, example_size, page
 from experiments.files import write_atomic
+from launch.console import print_error
 from tools.verify_store import find_target
 
 USER_ERROR = 2
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--out {out} must be a file in a folder that exists")
         write_atomic(out, page_of(store).encode())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return USER_ERROR
     print(out)
     return 0

@@ -26,6 +26,7 @@ from rich.progress import track
 from experiments.files import write_atomic
 from experiments.registry import Registry, default_home
 from experiments.run import Run
+from launch.console import print_error
 
 USER_ERROR = 2
 FILE_NAME = "events.out.tfevents.0000000000.metrics"
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for run in track(runs, description="writing", disable=not sys.stdout.isatty(), transient=True):
             print(write(run, options.out))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return USER_ERROR
     return 0
 

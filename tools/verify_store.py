@@ -28,7 +28,6 @@ from pathlib import Path
 if not __package__:  # run as a script, whose own folder comes first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -50,6 +49,7 @@ from dalle2_video.data_config import DataConfig
 from experiments import identity
 from experiments.registry import Registry, default_home
 from experiments.run import Run
+from launch.console import Console, print_error
 from launch.parents import IMPORT_COMMAND, IMPORTED_CLIPS
 from tools.store_repair import children_of, finished_embeddings, repair, task_file
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print("to have it made again, give --repair", soft_wrap=True)
         return DAMAGED
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return USER_ERROR
     except BrokenProcessPool:
         print("error: a checking process died (out of memory?); give fewer --workers", file=sys.stderr)

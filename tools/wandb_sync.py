@@ -22,11 +22,11 @@ from pathlib import Path
 if not __package__:  # run as a script, whose own folder comes first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.registry import Registry, default_home
 from experiments.run import Run
+from launch.console import Console, print_error
 from slurm import run_state, tracking
 from slurm.wandb_mirror import Mirror, NewRecords, in_short
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sources = list(_chosen(Registry(default_home()), options))
         failures = sum(not _sent(console, source, dry_run=options.dry_run) for source in sources)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return USER_ERROR
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -136,7 +136,7 @@ def _sent(console: Console, source: Source, *, dry_run: bool) -> bool:
             mirror.finish("done" if run.is_done() else _last_end(run))
     # wandb may raise anything, and what one run meets need not stop the others.
     except Exception as error:
-        print(f"error: {run.name} could not be sent to {where}: {in_short(error)}", file=sys.stderr)
+        print_error(f"{run.name} could not be sent to {where}: {in_short(error)}")
         return False
     console.print(f"{run.name}: {sent} of {source.records} records sent to {mirror.url or where}", markup=False)
     return True
