@@ -1,7 +1,7 @@
 """Captioned motion on one GPU: recipe `motion` at twice the side, with wider networks and more steps, in bf16.
 
-8 frames of 32 px and 16 after temporal super-resolution. Meant for a quarter of an hour on one H100 or H200: the decoder
-takes 139 GFLOP a sample. Its stages are known to build; nobody has trained them yet. Train and judge it with
+8 frames of 32 px and 16 after temporal super-resolution. Meant for a quarter of an hour on one H100 or H200: its
+decoder takes 139 GFLOP a sample. Its stages are known to build; nobody has trained them yet. Train and judge it with
 
     python tools/bench/alignment.py --train DIR --recipe motion_gpu --size 32 \\
         --pipeline="--ranks-per-node 1 --precision bf16"
