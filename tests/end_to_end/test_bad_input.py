@@ -85,7 +85,7 @@ def test_home_without_write_permission(empty: Chain) -> None:
         assert "DALLE2_VIDEO_HOME" in refused(empty, "preprocess")
         return
     # Root may write anywhere but on a file system that is mounted read-only.
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(empty.home)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,mode=755", "tmpfs", str(empty.home)], check=True)
     try:
         assert "DALLE2_VIDEO_HOME" in refused(empty, "preprocess")
     finally:
@@ -97,7 +97,7 @@ def small_disk(empty: Chain) -> Iterator[Chain]:
     if os.geteuid() != 0:
         pytest.skip("mounting a small tmpfs needs root")
     empty.home.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(empty.home)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m,mode=755", "tmpfs", str(empty.home)], check=True)
     yield empty
     subprocess.run(["umount", "-l", str(empty.home)], check=True)
 

@@ -23,7 +23,7 @@ def small_disk(chain: Chain, tmp_path: Path) -> Iterator[Chain]:
     """A home on a file system that can be filled; parents lie elsewhere."""
     home = tmp_path / "home"
     home.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(home)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m,mode=755", "tmpfs", str(home)], check=True)
     yield with_parents(chain, home)
     subprocess.run(["umount", "-l", str(home)], check=True)
 

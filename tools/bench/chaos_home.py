@@ -60,7 +60,7 @@ def small_disk(folder: Path) -> Iterator[str]:
     """Mount a small tmpfs on a new folder for a while; yield why there is none, "" where there is."""
     folder.mkdir(parents=True)
     try:
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=755", "tmpfs", str(folder)]
         answer = subprocess.run(mount, capture_output=True, text=True, check=False)
         refused = answer.stderr.strip() if answer.returncode else ""
     except OSError as error:
