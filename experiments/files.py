@@ -187,6 +187,14 @@ def read_json(path: Path | str) -> Any | None:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
+def read_record(path: Path | str) -> dict[str, Any] | None:
+    """Return the fields in a JSON file, or None where there is no such file; ValueError naming it if it holds none."""
+    found = read_json(path)
+    if isinstance(found, dict) or (found is None and not Path(path).exists()):
+        return found
+    raise ValueError(f"{path} is damaged: it holds no fields")
+
+
 def names_in(folder: Path | str) -> list[str]:
     """Sorted visible names in a folder; empty where there is none. Listing also refreshes NFS's idea of the folder.
 

@@ -62,11 +62,11 @@ class Launched:
     def intent(self, number: int) -> Intent:
         """Return one intent."""
         path = f"{self.folder}/intent/{number:04d}"
-        request = files.read_json(f"{path}.json")
+        request = files.read_record(f"{path}.json")
         if request is None:
             raise ValueError(f"{self.name} has no launch {number}; the run was removed, or its folder is damaged")
         # A job that claims an intent itself, in a plan's place, stands in the request: it is never without its job.
-        return Intent(number=number, request=request, job=files.read_json(f"{path}.job.json") or request.get("job"))
+        return Intent(number=number, request=request, job=files.read_record(f"{path}.job.json") or request.get("job"))
 
     def claim_intent(self, number: int, request: dict[str, Any]) -> bool:
         """Record the will to run before anything is submitted; False where another launcher took the number.

@@ -43,7 +43,7 @@ def judgements(registry: Registry, judged: Run) -> list[Judgement]:
     for evaluation in registry.runs(STAGE):
         parents = evaluation.spec.parents
         if stage_of(parents) == judged.stage and (pin := parents[judged.stage]).id == judged.id:
-            record = files.read_json(evaluation.folder / EVALUATION) if evaluation.is_done() else None
+            record = files.read_record(evaluation.folder / EVALUATION) if evaluation.is_done() else None
             found.append(Judgement(evaluation=evaluation, step=pin.step, found=record))
     return sorted(found, key=lambda one: (one.step is None, one.step or 0, one.evaluation.created))
 

@@ -134,14 +134,17 @@ class Plan(Launched):
     @functools.cached_property
     def spec(self) -> PlanSpec:
         """The immutable description."""
-        stored = files.read_json(self.folder / "plan.json")
+        stored = files.read_record(self.folder / "plan.json")
         if stored is None:
             raise ValueError(f"{self.folder} is no plan: it has no plan.json")
-        links = {
-            name: Link(**link | {"parents": tuple(link["parents"])}) for name, link in stored.pop("lineage").items()
-        }
-        # JSON's objects are sorted by name; ancestors come first in whatever order leads there.
-        return PlanSpec(**stored, lineage=_ordered(links))
+        try:
+            links = {
+                name: Link(**link | {"parents": tuple(link["parents"])}) for name, link in stored.pop("lineage").items()
+            }
+            # JSON's objects are sorted by name; ancestors come first in whatever order leads there.
+            return PlanSpec(**stored, lineage=_ordered(links))
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{self.folder / 'plan.json'} is damaged: {error!r}; move the folder away") from error
 
     @property
     def home(self) -> Path:
@@ -150,7 +153,7 @@ class Plan(Launched):
 
     def end_of(self, intent: int) -> dict[str, Any] | None:
         """Return what the job of a launch did about the plan, None before it did anything."""
-        return files.read_json(self._end_file(intent))
+        return files.read_record(self._end_file(intent))
 
     def end(self, intent: int, kind: EndKind, **details: Any) -> None:
         """Record what the job of a launch did: the run it became, or why it could not become one."""
@@ -197,11 +200,12 @@ def plans(home: Path, stage: str | None = None) -> Iterator[Plan]:
 
 
 def _ordered(links: Mapping[str, Link]) -> dict[str, Link]:
-    """Return links so that each comes after its parents."""
+    """Return links so that each comes after its parents. Raises LookupError where a parent is not there."""
     found: dict[str, Link] = {}
     while len(found) < len(links):
         ready = [name for name in sorted(links) if name not in found and found.keys() >= set(links[name].parents)]
-        assert ready, f"links that lead nowhere: {sorted(links.keys() - found.keys())}"
+        if not ready:
+            raise LookupError(f"links that lead nowhere: {sorted(links.keys() - found.keys())}")
         found |= {name: links[name] for name in ready}
     return found
 

@@ -90,7 +90,7 @@ class Run(Launched):
     @functools.cached_property
     def spec(self) -> RunSpec:
         """The immutable description, read when it is first asked for: listing thousands of runs needs few of them."""
-        stored = files.read_json(self.folder / "run.json")
+        stored = files.read_record(self.folder / "run.json")
         if stored is None:
             raise ValueError(f"{self.folder} is gone: the run was removed")
         try:
@@ -122,7 +122,7 @@ class Run(Launched):
 
     def done(self) -> dict[str, Any] | None:
         """Return the record of completion, with the digest that children pin, or None."""
-        return files.read_json(self.folder / "DONE")
+        return files.read_record(self.folder / "DONE")
 
     def is_done(self) -> bool:
         """Return whether the run is done, without reading the record."""
@@ -153,8 +153,8 @@ class Run(Launched):
         folder, end = f"{self.folder}/attempts", f"{number:04d}.end.json"
         return AttemptRecord(
             number=number,
-            claim=files.read_json(f"{folder}/{number:04d}.json") or {},
-            end=files.read_json(f"{folder}/{end}") if end in names else None,
+            claim=files.read_record(f"{folder}/{number:04d}.json") or {},
+            end=files.read_record(f"{folder}/{end}") if end in names else None,
         )
 
     def open_attempts(self) -> list[AttemptRecord]:
@@ -212,7 +212,7 @@ class Run(Launched):
 
     def task_record(self, task: int) -> dict[str, Any] | None:
         """Return the record of one task of an array run, None where it is not finished."""
-        return files.read_json(self.task_file(task))
+        return files.read_record(self.task_file(task))
 
     def task_records(self) -> dict[int, dict[str, Any]]:
         """Records of the finished tasks of an array run, by task."""
@@ -264,7 +264,7 @@ class Run(Launched):
     def beat(self, attempt: int) -> dict[str, Any] | None:
         """Return what an attempt said last, None where it said nothing yet or is saying it just now."""
         try:
-            return files.read_json(f"{self.folder}/beat.{attempt:04d}")
+            return files.read_record(f"{self.folder}/beat.{attempt:04d}")
         except ValueError:
             return None
 

@@ -41,9 +41,10 @@ from dalle2_video.models import factory
 from dalle2_video.training import checkpoint
 from dalle2_video.training.tensor_file import TensorFile, TensorSpec, write_tensors
 from experiments import files
+from experiments.plan import Plan
 from experiments.run import Run, read_jsonl
 from launch.arguments import load_recipe
-from slurm import accounting, hostlist
+from slurm import accounting, hostlist, leaving
 from tools.import_h5 import _load_tokens
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,6 +59,13 @@ INFO = {"abc.mp4": {"duration": {"start_sec": 1, "end_sec": 2}}}
 STORE = {"attributes": {"format": "", "version": 0, "data": {}, "fingerprint": "", "num_clips": 1, "caption_kinds": []}}
 CHAIN = {"format": FORMAT, "version": VERSION, "stages": {}, "sample": {}}
 RUN = {"stage": "clip", "recipe": "tiny", "id": "0123456789", "config": {}, "source": None, "parents": {"a": {}}}
+PLAN = {
+    "stage": "clip",
+    "recipe": "tiny",
+    "id": "0",
+    "config": {},
+    "lineage": {"clip": {"stage": "clip", "parents": []}},
+}
 NO_JSON = st.binary(max_size=40) | st.just(DEEP)
 
 
@@ -339,6 +347,31 @@ def test_records_of_runs(tmp_path: Path, content: bytes, lines: list[bytes]) -> 
     (folder / "metrics.0001.jsonl").write_bytes(b"\n".join([*lines, b""]))
     holds(lambda: read_jsonl(folder / "metrics.0001.jsonl"), "metrics.0001.jsonl")
     holds(lambda: Run(folder).metrics(), "metrics.0001.jsonl")
+
+
+@given(data=st.data(), content=NO_JSON | JSON.map(as_json))
+@quick
+def test_records_of_launches_and_plans(tmp_path: Path, data: st.DataObject, content: bytes) -> None:
+    run = Run(tmp_path / "runs/clip/tiny-0123456789", created=0.0)
+    for folder, names in {"intent": ("0001.json", "0001.job.json"), "attempts": ("0001.json", "0001.end.json")}.items():
+        (run.folder / folder).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (run.folder / folder / name).write_bytes(data.draw(st.just(content) | st.just(b"{}")))
+    (run.folder / "DONE").write_bytes(content)
+    holds(run.intents, "0001")
+    holds(run.attempts, "0001")
+    holds(run.done, "DONE")
+    plan = Plan(tmp_path / "plans/clip/tiny-0123456789")
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    (plan.folder / "plan.json").write_bytes(data.draw(st.just(content) | replaced(PLAN).map(as_json)))
+    holds(lambda: plan.spec, "plan.json")
+
+
+@given(words=st.text(max_size=40) | st.text("JobState=Reason=PreemptTime= \n", max_size=60))
+@quick
+def test_what_the_controller_says_of_a_job(words: str) -> None:
+    for done in (True, False):
+        leaving.parse_facts(leaving.Answer(done=done, words=words))
 
 
 @functools.cache
