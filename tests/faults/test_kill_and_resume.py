@@ -100,6 +100,7 @@ def test_sigkill_of_launcher_and_supervisor_then_the_same_command_is_bit_identic
     assert_same_training(finished, undisturbed)
 
 
+@pytest.mark.slow  # the same of a prior is above; of a decoder that is stopped, in test_exact_resumption
 def test_decoder_killed_with_accumulation_and_workers_is_bit_identical(chain: Chain, tmp_path: Path) -> None:
     expected = chain.run("decoder", *STEPS["decoder"])
     ours = fresh_home(chain, tmp_path)

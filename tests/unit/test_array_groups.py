@@ -226,7 +226,7 @@ def test_what_the_user_has_to_mend_ends_the_start_of_further_groups(tmp_path: Pa
     run = supervised(tmp_path, 6)
     ends = [attempt.end or {} for attempt in run.attempts()]
     assert [end["exit_code"] for end in ends] == [2, 2]
-    assert "does not exist" in ends[0]["message"]
+    assert "no caption folder" in ends[0]["message"]
 
 
 def test_a_group_that_crashes_is_tried_three_times_and_after_three_such_groups_no_further_is_started(
