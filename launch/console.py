@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterable
 
@@ -17,6 +19,12 @@ def shown(text: object) -> str:
 def print_error(text: object) -> None:
     """Print what went wrong to standard error."""
     print(f"error: {shown(text)}", file=sys.stderr)
+
+
+def leave_closed_pipe() -> int:
+    """Return the exit code for output whose reader, such as `head`, has seen enough; the rest goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 class Console(rich.console.Console):

@@ -21,7 +21,7 @@ from experiments.registry import Registry, default_home
 from experiments.run import Run
 from launch import array_progress, estimate, judged, plans
 from launch.arguments import Arguments, parse
-from launch.console import Console, print_error
+from launch.console import Console, leave_closed_pipe, print_error
 from launch.progress import follow
 from launch.proposal import Proposal, check_batch, check_students_teacher, create, order, propose
 from launch.stages import STAGES, StageInfo
@@ -48,6 +48,8 @@ def guarded(work: Callable[[], int]) -> int:
     except ValueError as error:
         print_error(error)
         return USER_ERROR
+    except BrokenPipeError:
+        return leave_closed_pipe()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise

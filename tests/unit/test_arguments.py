@@ -97,6 +97,12 @@ def test_an_option_that_is_unknown_or_ill_typed_ends_with_exit_code_2(
     assert flags[0] in capsys.readouterr().err
 
 
+def test_help_may_be_read_in_part() -> None:
+    command = "set -o pipefail; { python launch/decoder.py --help; echo code $? >&2; } | true"
+    done = subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], cwd=REPOSITORY, capture_output=True)
+    assert done.stderr.decode() == "code 141\n"
+
+
 def test_an_unknown_recipe_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(ValueError, match=r"--recipe huge: no such recipe; there are: celebv_text_256, .*tiny"):
         parse(STAGES["clip"], ["--recipe", "huge"])
