@@ -98,8 +98,8 @@ def test_an_option_that_is_unknown_or_ill_typed_ends_with_exit_code_2(
 
 
 def test_help_may_be_read_in_part() -> None:
-    command = "set -o pipefail; { python launch/decoder.py --help; echo code $? >&2; } | true"
-    done = subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], cwd=REPOSITORY, capture_output=True)
+    command = f"set -o pipefail; {{ {shlex.quote(sys.executable)} launch/decoder.py --help; echo code $? >&2; }} | true"
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True)
     assert done.stderr.decode() == "code 141\n"
 
 
