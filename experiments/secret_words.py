@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 LEFT_OUT = "[left out: a secret]"
@@ -28,12 +29,28 @@ def holds_secret(text: str) -> bool:
     return bool(_VALUES.search(text) or _ASSIGNED.search(text))
 
 
-def redacted(text: str) -> str:
-    """Return a text without what seems to be a secret and without this process's own, as its environment names them."""
-    for name, value in os.environ.items():
-        if NAMES.search(name) and len(value) >= _LEAST_CHARACTERS and not value.startswith("/"):
+def redactor() -> Callable[[str], str]:
+    """Return what takes out of texts what seems to be a secret and this process's own, as its environment names them.
+
+    For many texts: the environment is looked through once.
+    """
+    named = (os.environ.get(name, "") for name in list(os.environ) if NAMES.search(name))
+    values = [value for value in named if len(value) >= _LEAST_CHARACTERS and not value.startswith("/")]
+    # As they are and as Python and JSON quote them; the longer ones first, since one may begin with another.
+    forms = {form for value in values for form in (value, repr(value)[1:-1], json.dumps(value)[1:-1])}
+    own = sorted(forms, key=len, reverse=True)
+
+    def without_secrets(text: str) -> str:
+        for value in own:
             text = text.replace(value, LEFT_OUT)
-    return _VALUES.sub(LEFT_OUT, text)
+        return _VALUES.sub(LEFT_OUT, text)
+
+    return without_secrets
+
+
+def redacted(text: str) -> str:
+    """Return a text without what `redactor` takes out."""
+    return redactor()(text)
 
 
 def redacted_record(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import time
 import traceback
 from typing import Any
 
+from experiments import secret_words
 from experiments.registry import Registry
 from experiments.run import Attempt, EndKind, Run, Superseded
 from slurm import notify
@@ -56,7 +57,8 @@ def record_failure(attempt: Attempt | None, error: BaseException, **facts: Any) 
     The first to record wins, so a rank that merely noticed another's failure leaves that one time to speak.
     facts: more for the record, such as the number of tasks finished.
     """
-    trace = traceback.format_exc()
+    # Before it is cut: half a secret would not be known for one.
+    trace = secret_words.redacted(traceback.format_exc())
     log.error("%s", trace)
     message = _in_short(error)
     code = USER_ERROR if isinstance(error, ValueError) else 1

@@ -20,7 +20,7 @@ from typing import Any
 
 from dalle2_video.training.stop import StopSignals
 from experiments.run import Run
-from slurm import logs
+from slurm import logs, masked_output
 from slurm.attempt import ATTEMPT_VARIABLE, SUPERVISOR_VARIABLE
 from slurm.startup import Startup
 
@@ -100,4 +100,5 @@ def group_of(first: str) -> int:
 
 
 if __name__ == "__main__":
+    masked_output.mask_secrets()
     main(sys.argv[1], int(sys.argv[2]), group_of(sys.argv[3]))

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from experiments import secret_words
 from experiments.run import AttemptRecord, Run
 
 LAST_WORDS = 4000
@@ -63,11 +64,12 @@ def hang_report(run_folder: Path, attempt: int, rank: int) -> Path:
 
 
 def last_words(path: Path) -> str:
-    """Return the traceback that a process left in its log when it died; empty where it left none."""
+    """Return the traceback that a process left in its log when it died, without secrets; empty where it left none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 4 * LAST_WORDS))
-            text = file.read().decode(errors="replace")
+            # Before it is cut: half a secret would not be known for one.
+            text = secret_words.redacted(file.read().decode(errors="replace"))
     except OSError:
         return ""
     if (start := text.rfind("Fatal Python error:")) >= 0:

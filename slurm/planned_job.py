@@ -23,7 +23,7 @@ from experiments import plan
 from experiments.plan import Plan, Verdict
 from experiments.registry import Registry
 from experiments.run import Run
-from slurm import job, job_state, plan_state, run_state
+from slurm import job, job_state, masked_output, plan_state, run_state
 from slurm.local import process_record
 from slurm.logs import folder_of
 
@@ -235,4 +235,5 @@ def _restart() -> int:
 
 
 if __name__ == "__main__":
+    masked_output.mask_secrets()
     main(sys.argv[1], int(sys.argv[2]), job.group_of(sys.argv[3]))

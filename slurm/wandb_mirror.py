@@ -25,6 +25,7 @@ from typing import Any
 
 from experiments import files
 from experiments.run import Run
+from slurm import masked_output
 from slurm.tracking import FINISH_S, REASON
 
 POLL_S = 1.0
@@ -203,5 +204,6 @@ def in_short(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    masked_output.mask_secrets()
     # Past wandb's exit hooks, which may wait for a server that does not answer.
     os._exit(main(sys.argv[1:]))

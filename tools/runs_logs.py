@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from experiments import secret_words
 from experiments.run import AttemptRecord, Run
 from launch.console import shown
 from slurm import logs, run_state
@@ -25,12 +26,13 @@ def show(run: Run, rank: int, number: int | None, group: int | None, *, follow: 
     part = "" if restart is None else f" (start {restart} of its job)"
     print(f"==> {path}{part}", file=sys.stderr)
     over = _over(run, attempt) if follow else lambda: True
-    on_terminal = sys.stdout.isatty()
+    on_terminal, without_secrets = sys.stdout.isatty(), secret_words.redactor()
     with path.open("rb") as log:
         lines = _lines(log, over)
         for line in lines if restart is None else logs.of_start(lines, restart):
-            # What a job says of names and captions may not steer the terminal; a pipe gets the bytes as they are.
-            sys.stdout.buffer.write(shown(line.decode(errors="replace")).encode() if on_terminal else line)
+            # What a job says of names and captions may not steer the terminal; a pipe gets the other bytes as they are.
+            told = without_secrets(line.decode(errors="surrogateescape"))
+            sys.stdout.buffer.write((shown(told) if on_terminal else told).encode(errors="surrogateescape"))
             if follow:
                 sys.stdout.buffer.flush()
     sys.stdout.buffer.flush()

@@ -11,9 +11,14 @@ from pathlib import Path
 import pytest
 from registry_fixtures import make_spec
 
+from dalle2_video.config_io import to_dict
 from experiments import files, secret_words
-from experiments.registry import Registry
+from experiments.registry import HOME_VARIABLE, Registry
+from launch.arguments import load_recipe
+from slurm import local, logs
+from slurm.attempt import TRACEBACK_TAIL, record_failure
 from slurm.placement import Placement
+from tools import report, runs
 
 TOKENS = (
     "hf_" + "a" * 30,
@@ -69,6 +74,76 @@ def test_what_a_run_records_of_an_error_names_no_secret(tmp_path: Path, monkeypa
     assert stored.count(secret_words.LEFT_OUT) == 12
     assert not any(secret in stored for secret in ("0123456789abcdef", "password", TOKENS[0]))
     assert json.loads((run.folder / "attempts/0001.end.json").read_text())["exit_code"] == 1
+
+
+RANK_THAT_TELLS = """
+import os, sys
+
+class Tells:
+    def find_spec(self, name, path=None, target=None):
+        if name == "slurm.array_job":
+            print(os.environ)
+            os.write(1, ("\\n" + os.environ["UNNAMED"] + "\\n").encode())
+            if os.environ["DALLE2_VIDEO_ATTEMPT"] == "1":
+                raise RuntimeError("refused: " + os.environ["WANDB_API_KEY"])
+
+sys.meta_path.insert(0, Tells())
+"""
+"""What Python runs at the start of a rank: it prints its environment and raises with a key in the message."""
+
+
+def test_what_a_rank_prints_and_raises_names_no_secret_in_its_log_nor_where_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    key, quoted, data = "0123456789abcdef", "it's\\a\n'secret'", "data-of-somebody"
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("SITE_PASSWORD", quoted)
+    monkeypatch.setenv("DATA_TOKEN", data)
+    monkeypatch.setenv("UNNAMED", TOKENS[0])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hook"), prepend=os.pathsep)
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook/sitecustomize.py").write_text(RANK_THAT_TELLS)
+    run = Registry(tmp_path / "home").create(
+        make_spec(stage="preprocess", config={"data": to_dict(load_recipe("tiny").data)})
+    )
+    (run.folder / "manifest.json").write_text(json.dumps([["clip", ["0.mp4", 1, None, None, None], {}, None]]))
+    nowhere = str(tmp_path / data)  # what cannot be read is named by the error
+    run.claim_intent(1, {"training": False, "groups": [[0]], "world_size": 1, "data_root": nowhere})
+    local.supervise(str(run.folder), 1, None)
+    # The first attempt ended by an exception that nobody caught, the second by one that is on record.
+    first, second = (attempt.end or {} for attempt in run.attempts())
+    assert "RuntimeError: refused: " + secret_words.LEFT_OUT in first["traceback"]
+    assert f"/{secret_words.LEFT_OUT}/texts" in second["message"]
+    secrets = (key, repr(quoted)[1:-1], data)
+    for number in (1, 2):
+        log = logs.supervised(run.folder, number, 0).read_text()
+        assert not any(secret in log for secret in secrets)
+        assert f"'WANDB_API_KEY': '{secret_words.LEFT_OUT}'" in log
+        assert TOKENS[0] in log.splitlines(), "the program wrote it past Python"
+        capfd.readouterr()
+        assert runs.main(["logs", run.spec.id, "--attempt", str(number)]) == 0
+        told = capfd.readouterr().out
+        assert told == log.replace(TOKENS[0], secret_words.LEFT_OUT)
+    assert report.main(["--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count(f"{secret_words.LEFT_OUT}/texts") > 0
+    assert [secret for secret in (*secrets, TOKENS[0]) if page.count(secret)] == []
+
+
+def test_a_secret_is_left_out_before_a_traceback_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    run = Registry(tmp_path).create(make_spec())
+    end = " " * (TRACEBACK_TAIL - 8)
+    try:
+        raise RuntimeError("0123456789abcdef" + end[:-1])
+    except RuntimeError as error:
+        record_failure(run.claim_attempt({}), error)
+    (tmp_path / "log").write_text("Traceback (most recent call last):\nRuntimeError: 0123456789abcdef" + end)
+    (attempt,) = run.attempts()
+    assert attempt.end is not None
+    for cut in (attempt.end["traceback"], logs.last_words(tmp_path / "log")):
+        assert len(cut) == TRACEBACK_TAIL and "abcdef" not in cut
 
 
 @pytest.fixture
