@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from dalle2_video import json_file
@@ -122,16 +121,21 @@ def load_export(folder: Path, stage: str) -> Exported:
     Raises ValueError naming the folder where it is no export of that stage.
     """
     facts, weights = read_export(folder, stage), folder / WEIGHTS
+    # Without memory first: sizes in a damaged config may have any value.
+    with torch.device("meta"):
+        module = build(facts.config, facts.dims)
+    wanted = {name: list(value.shape) for name, value in module.state_dict().items()}
     try:
         with safe_open(weights, "pt") as file:
             stored = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
-        with torch.device("meta"):
-            wanted = {name: list(value.shape) for name, value in build(facts.config, facts.dims).state_dict().items()}
-        # Before any memory is taken: sizes in a damaged config may have any value.
-        if stored != wanted:
-            raise ValueError(f"{weights} does not hold the weights that {folder / CONFIG} tells of; export it again")
-        module = build(facts.config, facts.dims)
-        module.load_state_dict(load_file(weights))
+            if stored != wanted:
+                raise ValueError(
+                    f"{weights} does not hold the weights that {folder / CONFIG} tells of; export it again"
+                )
+            # Copied: what is read lies in the mapped file, which may be replaced or removed while the model is in use.
+            copies = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in wanted}
     except SafetensorError as error:
         raise ValueError(f"{weights} is damaged: {error}; copy or export it again") from error
+    module.load_state_dict(copies, assign=True)
+    assert not any(value.is_meta for value in (*module.parameters(), *module.buffers())), "not all lies in the file"
     return Exported(**vars(facts), module=module.eval().requires_grad_(False))
