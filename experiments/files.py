@@ -21,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dalle2_video import json_file
+
 _PLAIN = re.compile(r"[\w+=,@%-][\w.+=,@%-]*")
 
 
@@ -170,21 +172,10 @@ def encode_rows(rows: Sequence[Any]) -> bytes:
 
 def read_json(path: Path | str) -> Any | None:
     """Return the content of a JSON file, or None where there is no such file; ValueError naming it if it is no JSON."""
-    # Lists of thousands of runs read tens of thousands of small files: no more system calls than it takes.
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        return json_file.read(path)
     except FileNotFoundError:
         return None
-    try:
-        content = b""
-        while chunk := os.read(descriptor, 1 << 20):
-            content += chunk
-    finally:
-        os.close(descriptor)
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def read_record(path: Path | str) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import socket
@@ -282,5 +283,7 @@ def test_readers_take_missing_files_for_absent_and_see_no_hidden_names(tmp_path:
 
 def test_a_damaged_file_is_an_error_and_not_absent(tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text('{"a": ')
-    with pytest.raises(ValueError, match="Expecting value"):
+    with pytest.raises(ValueError, match=r"torn\.json is no JSON: Expecting value"):
         files.read_json(tmp_path / "torn.json")
+    with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
+        files.read_json(tmp_path)
