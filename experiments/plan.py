@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dalle2_video import json_file
 from experiments import files, identity
 from experiments.identity import Parent
 from experiments.intents import Launched
@@ -137,14 +138,12 @@ class Plan(Launched):
         stored = files.read_record(self.folder / "plan.json")
         if stored is None:
             raise ValueError(f"{self.folder} is no plan: it has no plan.json")
-        try:
+        with json_file.as_written_here(self.folder / "plan.json", "move the folder away"):
             links = {
                 name: Link(**link | {"parents": tuple(link["parents"])}) for name, link in stored.pop("lineage").items()
             }
             # JSON's objects are sorted by name; ancestors come first in whatever order leads there.
             return PlanSpec(**stored, lineage=_ordered(links))
-        except (TypeError, LookupError, AttributeError) as error:
-            raise ValueError(f"{self.folder / 'plan.json'} is damaged: {error!r}; move the folder away") from error
 
     @property
     def home(self) -> Path:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dalle2_video import json_file
 from experiments import files, identity, secret_words
 from experiments.identity import Parent
 from experiments.intents import Intent as Intent  # part of what a run is made of
@@ -93,11 +94,9 @@ class Run(Launched):
         stored = files.read_record(self.folder / "run.json")
         if stored is None:
             raise ValueError(f"{self.folder} is gone: the run was removed")
-        try:
+        with json_file.as_written_here(self.folder / "run.json", "move the folder away"):
             stored["parents"] = {name: Parent(**parent) for name, parent in stored["parents"].items()}
             return RunSpec(**stored)
-        except (TypeError, LookupError, AttributeError) as error:
-            raise ValueError(f"{self.folder / 'run.json'} is damaged: {error!r}; move the folder away") from error
 
     def check_drift(self, config: dict[str, Any]) -> None:
         """Raise ValueError with the differences where the run's config means something else than `config`.
@@ -281,17 +280,11 @@ class Run(Launched):
         merged: dict[tuple[int, str], dict[str, Any]] = {}
         for name in files.names_in(self.folder):
             if name.startswith("metrics.") and name.endswith(".jsonl"):
-                for record in read_jsonl(self.folder / name):
-                    try:
+                with json_file.as_written_here(self.folder / name, "move the file away"):
+                    for record in read_jsonl(self.folder / name):
                         merged[record["step"], record.get("split", "train")] = record
-                    except (KeyError, TypeError):
-                        raise ValueError(f"{self.folder / name} is damaged: {record} is of no step") from None
-        try:
+        with json_file.as_written_here(self.folder / "metrics.*.jsonl", "move the one away whose steps are no numbers"):
             return [merged[key] for key in sorted(merged)]
-        except TypeError:
-            raise ValueError(
-                f"{self.folder}/metrics.*.jsonl are damaged: a step or split is no number or name"
-            ) from None
 
     def latest_training_metrics(self) -> dict[str, Any] | None:
         """Return the newest training record, found from the end of the newest file: cheap however long the run is."""

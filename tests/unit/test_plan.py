@@ -345,6 +345,16 @@ def test_each_array_of_a_plan_is_a_job_of_the_run(
     assert run.intent(1).job == {"executor": "slurm", "ids": ["11", "12"]}
 
 
+@pytest.mark.parametrize("lineage", [3, {"clip": {"parents": 3}}, {"clip": {"unknown": 1, "parents": []}}])
+def test_fields_of_a_plan_that_are_not_ours_are_an_error_that_names_the_file(
+    registry: Registry, lineage: object
+) -> None:
+    path = make_plan(registry, "clip", make_run(registry, TINY, "preprocess")).folder / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lineage": lineage}))
+    with pytest.raises(ValueError, match=rf"{path} is damaged.*; move the folder away"):
+        _ = Plan(path.parent).spec
+
+
 def test_the_identity_of_a_link_survives_json() -> None:
     for stage, link in links().items():
         if not link.run:

@@ -368,6 +368,21 @@ def test_a_folder_without_run_json_is_no_run(registry: Registry, run: Run) -> No
         Run(run.folder.parent / "notes")
 
 
+@pytest.mark.parametrize("lines", [['{"loss": 1}'], ['{"step": []}'], ['{"step": 1}', '{"step": "2"}']])
+def test_metrics_of_no_step_are_an_error_that_names_the_file(run: Run, lines: list[str]) -> None:
+    (run.folder / "metrics.0001.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(ValueError, match=rf"{run.folder}/metrics\.\S+ is damaged.*move the .*away"):
+        run.metrics()
+
+
+@pytest.mark.parametrize("changes", [{"parents": 3}, {"parents": {"clip": {"id": "0"}}}, {"unknown": 1}])
+def test_fields_of_a_run_that_are_not_ours_are_an_error_that_names_the_file(run: Run, changes: dict[str, Any]) -> None:
+    path = run.folder / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=rf"{path} is damaged.*; move the folder away"):
+        _ = Run(run.folder).spec
+
+
 def test_the_newest_training_metrics_are_found_without_reading_a_long_file(run: Run) -> None:
     assert run.latest_training_metrics() is None
     first, second = run.claim_attempt({}), run.claim_attempt({})
