@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dalle2_video import json_file
 from dalle2_video.config import Recipe
 from dalle2_video.digests import file_digest
 
@@ -20,6 +20,12 @@ CONFIG, WEIGHTS = "config.json", "*.safetensors"
 DIGEST_MARK = "sha256:"
 MODEL_TYPES = ("clip", "clip_text_model")
 FLAG = "--clip.text.pretrained"
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings",
+)  # fmt: skip
+_READ = (*_SIZES, "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Fields of config.json that are read: others name code to run, such as attention kernels from the network."""
 
 
 def text_config(folder: Path) -> Any:
@@ -32,16 +38,27 @@ def text_config(folder: Path) -> Any:
         raise ValueError(f"{name}: no {CONFIG} there; give the folder of a CLIPTextModelWithProjection or a CLIPModel")
     if not list(folder.glob(WEIGHTS)):
         raise ValueError(f"{name}: no {WEIGHTS} there; save the model again: model.save_pretrained(DIR)")
-    content = json.loads((folder / CONFIG).read_text())
-    if content.get("model_type") not in MODEL_TYPES:
-        raise ValueError(f"{name}: model_type is {content.get('model_type')!r}, wanted one of {', '.join(MODEL_TYPES)}")
+    content = json_file.read(folder / CONFIG)
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind not in MODEL_TYPES:
+        raise ValueError(f"{name}: model_type is {kind!r}, wanted one of {', '.join(MODEL_TYPES)}")
+    if "quantization_config" in content:
+        raise ValueError(f"{name}: its weights are quantised by {CONFIG}; give a tower of floating-point weights")
     from transformers import CLIPTextConfig  # a second to import, and only this needs it
 
-    if content["model_type"] == "clip":
-        shared = {"projection_dim": content["projection_dim"]} if "projection_dim" in content else {}
-        content = content.get("text_config") or {}
-        content |= shared
-    config = CLIPTextConfig(**content)
+    try:
+        if kind == "clip":
+            shared = {"projection_dim": content["projection_dim"]} if "projection_dim" in content else {}
+            content = (content.get("text_config") or {}) | shared
+        config = CLIPTextConfig(**{field: content[field] for field in _READ if field in content})
+    except Exception as error:  # the library raises kinds of its own
+        raise ValueError(f"{name}: {CONFIG} describes no text tower: {error}") from error
+    for field in _SIZES:
+        if getattr(config, field) < 1:
+            raise ValueError(f"{name}: {field}={getattr(config, field)} in {CONFIG} must be 1 or more")
+    held = sum(file.stat().st_size for file in folder.glob(WEIGHTS))
+    if 12 * config.num_hidden_layers * config.hidden_size**2 > held:  # a byte a weight would be the least
+        raise ValueError(f"{name}: {CONFIG} describes more weights than the {held} bytes of {WEIGHTS} hold")
     known = {
         "hidden_act": (config.hidden_act, ("gelu", "quick_gelu")),
         "intermediate_size": (config.intermediate_size, (4 * config.hidden_size,)),

@@ -66,7 +66,10 @@ class Launched:
         if request is None:
             raise ValueError(f"{self.name} has no launch {number}; the run was removed, or its folder is damaged")
         # A job that claims an intent itself, in a plan's place, stands in the request: it is never without its job.
-        return Intent(number=number, request=request, job=files.read_record(f"{path}.job.json") or request.get("job"))
+        job = files.read_record(f"{path}.job.json") or request.get("job")
+        if job is not None and not _is_job(job):
+            raise ValueError(f"{path}.job.json is damaged: it names no job")
+        return Intent(number=number, request=request, job=job)
 
     def claim_intent(self, number: int, request: dict[str, Any]) -> bool:
         """Record the will to run before anything is submitted; False where another launcher took the number.
@@ -80,3 +83,11 @@ class Launched:
     def resolve_intent(self, number: int, job: dict[str, Any]) -> None:
         """Record the job that an intent became."""
         files.write_atomic(self.folder / "intent" / f"{number:04d}.job.json", files.encode(job))
+
+
+def _is_job(job: Any) -> bool:
+    """Return whether a record names a local process, or jobs of Slurm by their ids."""
+    if not isinstance(job, dict) or job.get("executor") not in ("local", "slurm"):
+        return False
+    ids = job.get("ids", [] if job["executor"] == "local" else None)
+    return isinstance(ids, list) and all(isinstance(one, str) for one in ids)

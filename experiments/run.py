@@ -96,6 +96,9 @@ class Run(Launched):
             raise ValueError(f"{self.folder} is gone: the run was removed")
         with json_file.as_written_here(self.folder / "run.json", "move the folder away"):
             stored["parents"] = {name: Parent(**parent) for name, parent in stored["parents"].items()}
+            pins = [text for pin in stored["parents"].values() for text in (pin.stage, pin.id, pin.digest)]
+            if not all(isinstance(text, str) for text in pins):
+                raise TypeError(f"stage, id or digest of a parent is no text: {pins}")
             return RunSpec(**stored)
 
     def check_drift(self, config: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,8 +61,14 @@ def submitted(name: str, comment_start: str) -> list[str] | None:
     answer = ask(["squeue", "--noheader", "--states=all", "--format=%F|%k", f"--name={name}"])
     if answer is None:
         return None
-    pairs = [line.strip().split("|", 1) for line in answer.splitlines() if "|" in line]
-    return sorted({job for job, found in pairs if found.startswith(comment_start)}, key=int)
+    return parse_submitted(answer, comment_start)
+
+
+def parse_submitted(answer: str, comment_start: str) -> list[str]:
+    """Return the ids of jobs whose comment begins so, ascending; a line is `id|comment`."""
+    pairs = [line.strip().partition("|") for line in answer.splitlines()]
+    found = {job for job, _, words in pairs if job.isdecimal() and words.startswith(comment_start)}
+    return sorted(found, key=int)
 
 
 def of_intent(intent: Intent) -> Liveness:
@@ -159,11 +165,18 @@ def _queued(jobs: Collection[str]) -> dict[str, list[bool]] | None:
         done, answer, words = _run(["squeue", "--noheader", columns, f"--jobs={','.join(some)}"])
         if not done and _NO_SUCH_JOB not in words.lower():
             return None
-        for line in answer.splitlines() if done else []:
-            job, state, reason = line[:24].strip(), line[24:48].strip(), line[48:].strip()
-            held = state == "PENDING" and reason in HELD_BY_SLURM
-            found.setdefault(job, []).append(held or state in ENDED)
+        for job, over in parse_queue(answer if done else ""):
+            found.setdefault(job, []).append(over)
     return found
+
+
+def parse_queue(answer: str) -> Iterator[tuple[str, bool]]:
+    """Yield id and whether it is over of each job in squeue's answer, whose columns are 24, 24 and 48 wide."""
+    for line in answer.splitlines():
+        job, state, reason = line[:24].strip(), line[24:48].strip(), line[48:].strip()
+        if job and state:
+            held = state == "PENDING" and reason in HELD_BY_SLURM
+            yield job, held or state in ENDED
 
 
 def _recorded(jobs: Collection[str]) -> dict[str, list[bool]]:
@@ -171,12 +184,17 @@ def _recorded(jobs: Collection[str]) -> dict[str, list[bool]]:
     found: dict[str, list[bool]] = {}
     for some in _in_portions(jobs):
         command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State"]
-        for line in (ask([*command, f"--jobs={','.join(some)}"]) or "").splitlines():
-            # `4711_3|CANCELLED by 1000`: task 3 of array 4711
-            job, _, state = line.strip().partition("|")
-            if state:
-                found.setdefault(job.split("_")[0], []).append(state.split()[0] in ENDED)
+        for job, over in parse_accounting(ask([*command, f"--jobs={','.join(some)}"]) or ""):
+            found.setdefault(job, []).append(over)
     return found
+
+
+def parse_accounting(answer: str) -> Iterator[tuple[str, bool]]:
+    """Yield the same of sacct's answer: `4711_3|CANCELLED by 1000` is task 3 of array 4711, and over."""
+    for line in answer.splitlines():
+        job, _, state = line.strip().partition("|")
+        if state.strip():
+            yield job.split("_")[0], state.split()[0] in ENDED
 
 
 def _in_portions(jobs: Collection[str]) -> Iterable[list[str]]:
@@ -193,7 +211,7 @@ def max_array_size() -> int:
     """Return how many jobs one Slurm array holds: indices count from 0 and stay below the cluster's MaxArraySize."""
     answer = _setting("MaxArraySize")
     # 0 means that the cluster takes no arrays.
-    return max(1, int(answer)) if answer else _DEFAULT_MAX_ARRAY_SIZE
+    return max(1, int(answer)) if answer and answer.isdecimal() else _DEFAULT_MAX_ARRAY_SIZE
 
 
 def _setting(name: str) -> str | None:

@@ -34,7 +34,7 @@ from rich.table import Table
 
 from dalle2_video.config_io import from_dict
 from dalle2_video.data import verification, verification_shards
-from dalle2_video.data.celebv_text import ClipFile, fingerprint
+from dalle2_video.data.celebv_text import ClipFile, fingerprint, read_manifest
 from dalle2_video.data.verification import RecordSummary
 from dalle2_video.data.verification_tables import (
     CHECKS,
@@ -214,15 +214,14 @@ def _manifest(run: Run, found: Findings) -> list[ClipFile] | None:
     file = run.folder / "manifest.json"
     found.checked["registry"] += 1
     try:
-        entries = read_json_file(file)
-        clips = [ClipFile.from_row(row, Path()) for row in entries]
+        clips = read_manifest(file, Path())
         wanted = run.spec.source
         if IMPORT_COMMAND in run.spec.inputs:  # whose source is that of other files; older ones do not tell the clips'
             wanted = run.spec.inputs.get(IMPORTED_CLIPS)
         if wanted is not None and fingerprint(clips) != wanted:
             raise ValueError("is not the list of clips that the run was created for")
         return clips
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         found.blame("registry", file, str(error), "remove")
         return None
 

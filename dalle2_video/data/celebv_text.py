@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dalle2_video import json_file
 from dalle2_video.data.archives import SUFFIXES, Source, members, refuse_packed
 from dalle2_video.data.caption_folders import KindOfFolder, find_folder, holds_texts
 from dalle2_video.data.celebv_info import examples, expected_seconds
@@ -75,6 +76,15 @@ def _to_plain(source: Source, root: Path) -> list[Any]:
 def _from_plain(plain: Sequence[Any], root: Path) -> Source:
     path, size, offset, packed_size, crc32 = (*plain, None, None, None)[:5]
     return Source(path=root / path, size=size, offset=offset, packed_size=packed_size, crc32=crc32)
+
+
+def read_manifest(path: Path, root: Path) -> list[ClipFile]:
+    """Return the clips of a file of `ClipFile.to_row`. Raises ValueError naming it where it holds anything else."""
+    rows = json_file.read(path)
+    try:
+        return [ClipFile.from_row(row, root) for row in rows]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: it holds rows that are no clips ({error!r})") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,12 @@ and has one writer; rows without a window hold NaN, which a reader refuses to re
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dalle2_video import json_file
 from dalle2_video.data.shard_reader import ShardReader
 from dalle2_video.data.store import Store
 from dalle2_video.data_config import WindowConfig
@@ -77,13 +77,21 @@ class Embeddings:
         if not (path / "zarr.json").is_file():
             raise ValueError(f"no embeddings of CLIP run {run_id} in {store_path}; run python launch/embed.py")
         self._reader = ShardReader(path)
-        self.spec = EmbeddingSpec(**json.loads((path / "zarr.json").read_text())["attributes"])
+        remedy = f"have them made again: python tools/verify_store.py {store_path} --repair"
+        with json_file.as_written_here(path / "zarr.json", remedy):
+            self.spec = EmbeddingSpec(**json_file.read(path / "zarr.json")["attributes"])
+        spec, layout = self.spec, self._reader.layout
+        stated = (spec.num_clips, spec.max_windows, spec.dim), spec.clips_per_shard, spec.run_id
+        if stated != (layout.shape, layout.items_per_shard, run_id):
+            raise ValueError(f"{path}/zarr.json: its attributes {stated} are not those of its array; {remedy}")
+        if not all(type(value) is int and value >= 1 for value in (spec.size, spec.span, spec.hop)):
+            raise ValueError(f"{path}/zarr.json: size, span and hop must be whole numbers of 1 or more; {remedy}")
         present = {file.name for file in path.iterdir()}
-        missing = [i for i in range(self.spec.num_shards) if self._reader.shard_path(i).name not in present]
-        if missing:
+        # The first one only: a damaged file may claim any number of them.
+        missing = next((i for i in range(spec.num_shards) if self._reader.shard_path(i).name not in present), None)
+        if missing is not None:
             raise ValueError(
-                f"embeddings of CLIP run {run_id} in {store_path} lack {len(missing)} of {self.spec.num_shards} shards "
-                f"(first: {missing[0]}); have them made again: python tools/verify_store.py {store_path} --repair"
+                f"embeddings of CLIP run {run_id} in {store_path} lack shard {missing} of {spec.num_shards}; {remedy}"
             )
 
     @property

@@ -59,6 +59,7 @@ class ShardLayout:
         chunk = sharding["chunk_shape"]
         inner = [codec["name"] for codec in sharding["codecs"]]
         endian = sharding["codecs"][0].get("configuration", {}).get("endian", "little")
+        separator = metadata["chunk_key_encoding"].get("configuration", {}).get("separator", "/")
         whole_items = len(shape) >= 2 and shard[1:] == [-(-shape[1] // chunk[1]) * chunk[1], *rest]
         checks = {
             f"data type {metadata['data_type']}": metadata["data_type"] in _DTYPES,
@@ -70,6 +71,7 @@ class ShardLayout:
             f"chunk shape {chunk}": chunk[0] == 1 and chunk[2:] == rest,
             f"shard shape {shard}": whole_items,
             "chunk key encoding": metadata["chunk_key_encoding"]["name"] == "default",
+            f"separator {separator!r}": separator in (".", "/"),
         }
         wrong = [what for what, right in checks.items() if not right]
         if wrong:
@@ -84,7 +86,7 @@ class ShardLayout:
             items_per_shard=int(shard[0]),
             chunk_frames=int(chunk[1]),
             zstd=None if zstd is None else (int(zstd["level"]), bool(zstd["checksum"])),
-            separator=metadata["chunk_key_encoding"].get("configuration", {}).get("separator", "/"),
+            separator=separator,
         )
 
     @property

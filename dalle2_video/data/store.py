@@ -103,9 +103,14 @@ class Store:
         # As a plain array: every indexing of a memmap makes another one, which costs more than the reading.
         return np.asarray(np.memmap(file, dtype, mode="r", shape=shape))
 
-    @staticmethod
-    def _text(row: int, offsets: np.ndarray, data: np.ndarray) -> str:
-        return bytes(data[offsets[row] : offsets[row + 1]]).decode()
+    def _text(self, row: int, offsets: np.ndarray, data: np.ndarray, name: str) -> str:
+        try:
+            return bytes(data[offsets[row] : offsets[row + 1]]).decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.path / name}_bytes: row {row} is no text ({error.reason}); run python tools/verify_store.py "
+                f"{self.path} --repair"
+            ) from error
 
     @cached_property
     def _clip_id_bytes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +126,7 @@ class Store:
 
     def clip_id(self, row: int) -> str:
         """Return the id of one clip."""
-        return self._text(row, *self._clip_id_bytes)
+        return self._text(row, *self._clip_id_bytes, "clip_ids")
 
     @cached_property
     def clip_ids(self) -> list[str]:
@@ -135,7 +140,7 @@ class Store:
     def captions_of(self, clip: int) -> list[Caption]:
         """Return the clip's captions as they stand in the data set; none for a bad clip."""
         return [
-            Caption(kind=self._kinds[self.caption_kinds[row]], text=self._text(row, *self._caption_bytes))
+            Caption(kind=self._kinds[self.caption_kinds[row]], text=self._text(row, *self._caption_bytes, "captions"))
             for row in range(*self.caption_range(clip))
         ]
 
@@ -178,7 +183,7 @@ class Store:
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that made `tokens`."""
-        return Tokenizer.from_json((self.path / TOKENIZER_FILE).read_text())
+        return Tokenizer.read(self.path / TOKENIZER_FILE)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}

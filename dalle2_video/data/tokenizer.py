@@ -29,6 +29,12 @@ class Tokenizer:
         backend.no_padding()
         backend.encode_special_tokens = True  # a caption that spells "<end>" must not end there
         self.backend, self.start, self.end, self.pad = backend, start, end, pad
+        known = len(backend.get_vocab(with_added_tokens=True))
+        if not max(start, end, pad) < self.vocab_size <= 2 * known or min(start, end, pad) < 0:
+            raise ValueError(  # the tables of a model have a row for each id
+                f"start, end and padding are {start}, {end} and {pad}, and the highest id is {self.vocab_size - 1} of "
+                f"{known} tokens: ids must be dense, and the marks among them"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -70,6 +76,14 @@ class Tokenizer:
         except Exception as error:  # the library raises the base class
             raise ValueError(f"not a tokenizer.json of this suite: {error!r}") from error
 
+    @classmethod
+    def read(cls, path: Path) -> Tokenizer:
+        """Read the file that holds what `to_json` wrote. Raises ValueError naming it for anything else."""
+        try:
+            return cls.from_json(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE of at most `vocab_size` ids (259 or more); <pad>=0, <start>=1, <end>=2.
@@ -102,8 +116,8 @@ def from_folder(folder: Path) -> Tokenizer:
 
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"tokenizer folder {folder} cannot be loaded: {error}") from error
+    except Exception as error:  # the library raises the base class too
+        raise ValueError(f"tokenizer folder {folder} cannot be loaded: {error!r}") from error
     if not loaded.is_fast:
         raise ValueError(f"tokenizer folder {folder} has no tokenizer.json; save it with a fast tokenizer")
     start = loaded.bos_token_id if loaded.bos_token_id is not None else loaded.cls_token_id
@@ -115,4 +129,7 @@ def from_folder(folder: Path) -> Tokenizer:
         )
     pad = loaded.pad_token_id if loaded.pad_token_id is not None else end
     backend = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-    return Tokenizer(backend, start=start, end=end, pad=pad)
+    try:
+        return Tokenizer(backend, start=start, end=end, pad=pad)
+    except ValueError as error:
+        raise ValueError(f"tokenizer folder {folder} cannot be used: {error}") from error

@@ -280,7 +280,7 @@ class _TaskCheck:
             return
         self.found.checked["captions"] += len(texts)
         try:
-            tokenizer = Tokenizer.from_json((self.subject.store / TOKENIZER_FILE).read_text())
+            tokenizer = Tokenizer.read(self.subject.store / TOKENIZER_FILE)
             tokens, lengths, uncut = tokenizer.encode(texts, self.subject.config.text_context)
         except (OSError, ValueError, OverflowError):
             return  # `check_tokenizer` says so
@@ -396,7 +396,7 @@ def check_statistics(subject: Subject, summary: RecordSummary | None, truncated:
         of_kind = np.bincount(kinds, minlength=len(CAPTION_KINDS)).tolist()
         counted["captions"] = {kind: count for kind, count in zip(CAPTION_KINDS, of_kind, strict=False) if count}
     try:
-        tokenizer = Tokenizer.from_json((subject.store / TOKENIZER_FILE).read_text())
+        tokenizer = Tokenizer.read(subject.store / TOKENIZER_FILE)
         counted["vocab_size"] = tokenizer.vocab_size
     except (OSError, ValueError):
         pass  # `check_tokenizer` says so

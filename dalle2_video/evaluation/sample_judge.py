@@ -78,7 +78,7 @@ class SampleJudge:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_json((self._export() / TOKENIZER).read_text())
+        return Tokenizer.read(self._export() / TOKENIZER)
 
     @cached_property
     def _networks(self) -> dict[str, FeatureNetwork]:

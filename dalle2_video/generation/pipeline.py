@@ -90,7 +90,7 @@ class VideoPipeline:
                     f"{exports[stage]} was trained with {facts.dims}, CLIP in {exports['clip']} has {of_clip}; take "
                     "exports that share one CLIP run"
                 )
-        self.tokenizer = Tokenizer.from_json((exports["clip"] / TOKENIZER).read_text())
+        self.tokenizer = Tokenizer.read(exports["clip"] / TOKENIZER)
         self.loaded = LoadedStages(exports, self.device, keep=keep_loaded)
 
     @classmethod

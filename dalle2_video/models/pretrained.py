@@ -57,14 +57,18 @@ def load_text_tower(encoder: TextEncoder, folder: Path, digest: str) -> None:
 def _read(folder: Path) -> dict[str, Tensor]:
     import transformers  # a second to import, and only this needs it
 
-    model, report = transformers.CLIPTextModelWithProjection.from_pretrained(
-        str(folder),
-        config=text_tower.text_config(folder),
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    config = text_tower.text_config(folder)
+    try:
+        model, report = transformers.CLIPTextModelWithProjection.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # the library raises many kinds where bytes are damaged
+        raise ValueError(f"the weights in {folder} cannot be read: {error}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ValueError(f"the weights in {folder} lack {missing}; give a folder with the projection of the text")

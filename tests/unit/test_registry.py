@@ -270,11 +270,12 @@ def test_an_intent_is_claimed_once_and_resolved_to_its_newest_job(run: Run) -> N
     assert run.claim_intent(1, {"groups": [[]]})
     assert not run.claim_intent(1, {"groups": [[1]]})
     assert run.intent(1).job is None
-    run.resolve_intent(1, {"id": "7"})
-    run.resolve_intent(1, {"id": "8"})
+    newest = {"executor": "slurm", "ids": ["8"]}
+    run.resolve_intent(1, {"executor": "slurm", "ids": ["7"]})
+    run.resolve_intent(1, newest)
     assert run.claim_intent(2, {"groups": [[2]]})
     assert [(intent.number, intent.request["groups"], intent.job) for intent in run.intents()] == [
-        (1, [[]], {"id": "8"}),
+        (1, [[]], newest),
         (2, [[2]], None),
     ]
 

@@ -34,7 +34,7 @@ FEWEST, MOST = 60, 1500
 SPARK = 40
 SHOWN_ATTEMPTS = 200
 SHOWN_EVENTS = 100
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError)
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError)
 """What reading a file raises that holds something else than it should."""
 
 
