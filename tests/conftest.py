@@ -11,6 +11,17 @@ from launching import REPOSITORY, Chain
 from report_registry import Made, make_registry
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two processes share the suite, one runs all tests of a file, and one all on Slurm, which come first.
+
+    So fixtures of files are made once, and no two clusters compete for the machine.
+    """
+    items.sort(key=lambda item: item.path.parent.name != "slurm")
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "slurm" else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-four captioned clips made by the tool that the demo uses."""
