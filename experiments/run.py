@@ -298,9 +298,12 @@ class Run(Launched):
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             # The first line may be cut by the seek, and the last not whole yet.
             lines = file.read().split(b"\n")[:-1]
-        for line in reversed(lines):
-            if line.startswith(b"{") and (record := json.loads(line))["split"] == "train":
-                return record
+        try:
+            for line in reversed(lines):
+                if line.startswith(b"{") and (record := json.loads(line))["split"] == "train":
+                    return record
+        except (ValueError, KeyError, RecursionError) as error:
+            raise ValueError(f"{self.folder / names[-1]} is damaged: {error!r}") from error
         return None
 
 

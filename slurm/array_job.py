@@ -135,14 +135,12 @@ def _task_array(attempt: Attempt, request: dict[str, Any], group: int) -> TaskAr
     """Return the array's work."""
     run = attempt.run
     if run.spec.stage == "preprocess":
-        from dalle2_video.data.celebv_text import ClipFile
+        from dalle2_video.data.celebv_text import read_manifest
         from dalle2_video.data.preprocess_array import PreprocessArray
 
         data = from_dict(DataConfig, run.spec.config["data"])
         data_root = Path(request["data_root"])
-        manifest = files.read_json(run.folder / "manifest.json")
-        assert manifest is not None
-        clips = [ClipFile.from_row(row, data_root) for row in manifest]
+        clips = read_manifest(run.folder / "manifest.json", data_root)
         notes = files.read_json(run.folder / "notes.json") or []
         return PreprocessArray(root=run.folder / "store", data_root=data_root, clips=clips, config=data, notes=notes)
 

@@ -6,7 +6,6 @@ through an mp4 file of the same kind. Both are (t, size, size, 3) uint8.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from dalle2_video import json_file
 from dalle2_video.data.batches import to_float
 from dalle2_video.data_config import WindowConfig
 from dalle2_video.digests import file_digest
@@ -29,7 +29,7 @@ def listed(folder: Path) -> list[dict[str, Any]]:
     path = folder / SAMPLES
     if not path.is_file():
         raise ValueError(f"{path} is missing: the sample run is not finished; run its command again")
-    return json.loads(path.read_text())
+    return json_file.read(path)
 
 
 def read_generated(folder: Path, entry: dict[str, Any], window: WindowConfig) -> np.ndarray:

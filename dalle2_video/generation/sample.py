@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from dalle2_video import json_file
 from dalle2_video.config_io import to_dict
 from dalle2_video.digests import file_digest
 from dalle2_video.generation.pipeline import SCORE, VIDEO, State, VideoPipeline, batched
@@ -203,7 +204,7 @@ class SampleArray:
             self._publish(staging / name, name)
 
     def _entry(self, number: int) -> dict[str, Any]:
-        return json.loads((self.root / _name(number, "json")).read_text())["sample"]
+        return json_file.read(self.root / _name(number, "json"))["sample"]
 
     def finish(self, records: dict[int, dict[str, Any]], staging: Path) -> tuple[Published, dict[str, Any]]:
         """Write the list of videos and the contact sheet."""

@@ -26,7 +26,7 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         notes, digest = content["notes"], content["sha256"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path}: {error}") from error
     if digest != _digest(notes):
         raise DamagedCheckpointError(f"{path}: checksum differs")

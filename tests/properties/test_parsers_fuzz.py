@@ -291,6 +291,7 @@ def test_records_of_runs(tmp_path: Path, content: bytes, lines: list[bytes]) -> 
     (folder / "metrics.0001.jsonl").write_bytes(b"\n".join([*lines, b""]))
     holds(lambda: read_jsonl(folder / "metrics.0001.jsonl"), "metrics.0001.jsonl")
     holds(lambda: Run(folder).metrics(), "metrics.0001.jsonl")
+    holds(Run(folder).latest_training_metrics, "metrics.0001.jsonl")
 
 
 @given(data=st.data(), content=NO_JSON | JSON.map(as_json))
