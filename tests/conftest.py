@@ -5,21 +5,35 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import REPOSITORY, Chain
 from report_registry import Made, make_registry
+from xdist.scheduler import LoadScopeScheduling
+
+SLURM = "tests/slurm/"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes share the suite, one runs all tests of a file, and one all on Slurm, which come first.
+class ByFile(LoadScopeScheduling):
+    """Where two processes share the suite, one runs all tests of a file, and one all on Slurm.
 
     So fixtures of files are made once, and no two clusters compete for the machine.
     """
-    items.sort(key=lambda item: item.path.parent.name != "slurm")
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "slurm" else item.path.name))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return SLURM if file.startswith(SLURM) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Share out by file, whatever --dist says."""
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with those on Slurm, which take the longest and mostly wait."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLURM))
 
 
 @pytest.fixture(scope="session")
