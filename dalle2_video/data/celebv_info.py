@@ -70,6 +70,6 @@ def _seconds(entry: Any) -> float | None:
     """Return the positive duration of an entry, None if it tells none."""
     try:
         seconds = float(entry["duration"]["end_sec"]) - float(entry["duration"]["start_sec"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return seconds if math.isfinite(seconds) and seconds > 0 else None

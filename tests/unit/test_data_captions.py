@@ -141,7 +141,9 @@ def word_level(pre_tokenizer: pre_tokenizers.PreTokenizer) -> Tokenizer:
 
 def end_of_word_bpe() -> Tokenizer:
     """CLIP's way: the end of a word is a part of its last token."""
-    backend = tokenizers.Tokenizer(models.BPE({"a": 0, "a</w>": 1}, [], end_of_word_suffix="</w>"))
+    backend = tokenizers.Tokenizer(
+        models.BPE({"a": 0, "a</w>": 1, "<s>": 2, "</s>": 3, "<pad>": 4}, [], end_of_word_suffix="</w>")
+    )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return Tokenizer(backend, start=2, end=3, pad=4)
 
