@@ -54,8 +54,9 @@ def text_config(folder: Path) -> Any:
     except Exception as error:  # the library raises kinds of its own
         raise ValueError(f"{name}: {CONFIG} describes no text tower: {error}") from error
     for field in _SIZES:
-        if getattr(config, field) < 1:
-            raise ValueError(f"{name}: {field}={getattr(config, field)} in {CONFIG} must be 1 or more")
+        size = getattr(config, field)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: {field}={size} in {CONFIG} must be a whole number of 1 or more")
     held = sum(file.stat().st_size for file in folder.glob(WEIGHTS))
     if 12 * config.num_hidden_layers * config.hidden_size**2 > held:  # a byte a weight would be the least
         raise ValueError(f"{name}: {CONFIG} describes more weights than the {held} bytes of {WEIGHTS} hold")
