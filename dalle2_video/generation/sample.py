@@ -151,7 +151,11 @@ class SampleArray:
                 state: State = load_file(path(number - 1, place)) if number else {}
                 state = self._pipeline.run(step, batch, state, self.config, start=self._start, on_step=on_step)
                 staged = staging / "state.safetensors"
-                save_file({name: tensor.contiguous() for name, tensor in state.items()}, staged)
+                # clones: safetensors refuses tensors that share memory, as the text's embedding decoded does
+                save_file(
+                    {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()},
+                    staged,
+                )
                 self._publish(staged, f"{folder}/{_state(number, place)}")
                 if number:
                     path(number - 1, place).unlink(missing_ok=True)

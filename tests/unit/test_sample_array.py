@@ -201,6 +201,15 @@ def test_the_best_candidate_is_kept_and_all_scores_are_on_record(array: Make, tm
         assert entry["clip_scores"].index(entry["clip_score"]) == entry["candidate"]
 
 
+def test_the_texts_own_embedding_can_be_decoded_instead_of_the_priors(array: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, prompts=CONFIG.prompts[:1])
+    made = {kind: array(kind, dataclasses.replace(config, embedding=kind)) for kind in ("text", "prior")}
+    for each in made.values():
+        work(each, tmp_path / "staging")
+    text, prior = (read_mp4(made[kind].root / "0000.mp4") for kind in ("text", "prior"))
+    assert text.shape == prior.shape and not np.array_equal(text, prior)
+
+
 def test_videos_begin_with_the_file_that_the_run_was_started_with(array: Make, tmp_path: Path) -> None:
     image = tmp_path / "start.png"
     Image.new("RGB", (40, 24), (255, 0, 0)).save(image)
