@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dalle2_video import json_file
 from dalle2_video.data_config import CAPTION_KINDS, DataConfig
 
 CHECKS = (
@@ -189,8 +190,8 @@ def table_or_none(subject: Subject, name: str) -> np.ndarray | None:
 def read_json_file(file: Path) -> Any:
     """Return the content of a JSON file. Raises ValueError saying what is wrong with it."""
     try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+        return json_file.read(file)
+    except OSError as error:
         raise ValueError(f"cannot be read: {error}") from error
 
 

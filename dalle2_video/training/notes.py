@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dalle2_video import json_file
 from dalle2_video.training.checkpoint import DamagedCheckpointError
 
 NOTES = "notes.json"
@@ -24,9 +25,9 @@ def read(folder: Path) -> dict[str, Any]:
     """Return the notes, to the bit. Raises DamagedCheckpointError where they are missing or damaged."""
     path = folder / NOTES
     try:
-        content = json.loads(path.read_text())
+        content = json_file.read(path)
         notes, digest = content["notes"], content["sha256"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise DamagedCheckpointError(f"{path}: {error}") from error
     if digest != _digest(notes):
         raise DamagedCheckpointError(f"{path}: checksum differs")
