@@ -188,11 +188,13 @@ def table_or_none(subject: Subject, name: str) -> np.ndarray | None:
 
 
 def read_json_file(file: Path) -> Any:
-    """Return the content of a JSON file. Raises ValueError saying what is wrong with it."""
+    """Return the content of a JSON file. Raises ValueError saying what is wrong with it; a finding names the file."""
     try:
         return json_file.read(file)
     except OSError as error:
-        raise ValueError(f"cannot be read: {error}") from error
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"no JSON: {error.__cause__}") from error
 
 
 def metadata_of(folder: Path) -> dict[str, Any]:

@@ -27,8 +27,10 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         content = json_file.read(path)
         notes, digest = content["notes"], content["sha256"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DamagedCheckpointError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:  # they name the file
+        raise DamagedCheckpointError(str(error)) from error
+    except (LookupError, TypeError) as error:
+        raise DamagedCheckpointError(f"{path}: not written by this project ({error!r})") from error
     if digest != _digest(notes):
         raise DamagedCheckpointError(f"{path}: checksum differs")
     return notes

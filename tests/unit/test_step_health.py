@@ -201,6 +201,11 @@ def test_notes_are_read_as_written_and_any_flipped_byte_is_damage(tmp_path: Path
             assert notes.read(tmp_path) == written
         except DamagedCheckpointError:
             continue
+    for damage in ("{", "[]", '{"notes": 1}'):
+        path.write_text(damage)
+        with pytest.raises(DamagedCheckpointError) as damaged:
+            notes.read(tmp_path)
+        assert str(damaged.value).count(str(path)) == 1
     path.unlink()
     with pytest.raises(DamagedCheckpointError, match=r"notes\.json"):
         notes.read(tmp_path)
