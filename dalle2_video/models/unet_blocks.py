@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from dalle2_video.config import UnetConfig
 from dalle2_video.models import recompute
-from dalle2_video.models.attention import MultiHeadAttention, RelativePositionBias, ZeroLinear
+from dalle2_video.models.attention import MultiHeadAttention, RelativePositionBias
 
 GROUPS = 8
 SMALL_ON_CUDA = 1 << 20
@@ -61,8 +61,9 @@ class ResidualBlock(nn.Module):
         self.selective, self.random = selective, dropout > 0
         self.norm_in = nn.GroupNorm(GROUPS, channels)
         self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
-        # scale and shift of the condition stand in for the second norm's own; at zero they are the identity
-        self.modulation = ZeroLinear(condition_dim, 2 * channels)
+        # Scale and shift of the condition stand in for the second norm's own. Not zero at first, as the branch's last
+        # layer is: where both are, neither learns what the condition says until the other has.
+        self.modulation = nn.Linear(condition_dim, 2 * channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = ZeroConv2d(channels, channels, 3, padding=1)
 

@@ -172,6 +172,16 @@ def test_untrained_blocks_are_the_identity_and_the_output_starts_at_zero():
     assert not Unet3D(CONFIG, **DECODER)(**inputs()).any()
 
 
+def test_the_condition_is_felt_as_soon_as_the_last_layers_are_not_zero():
+    """Scale and shift start as any layer: learnt from zero behind layers at zero, they come a thousand steps late."""
+    torch.manual_seed(0)
+    block = Block(dataclasses.replace(CONFIG, cross_attention=(False,) * 3), 0, 32, 32)
+    torch.nn.init.dirac_(block.residual.conv_out.weight)
+    x, conditions = torch.randn(6, 8, 4, 4), torch.randn(2, 2, 32)
+    one, other = (block(x, condition, None, None) for condition in conditions)
+    assert (one - other).abs().mean() > 0.1
+
+
 @KINDS
 @pytest.mark.parametrize("keep", [True, False])
 def test_every_parameter_gets_a_gradient_even_if_all_conditions_are_dropped(kind, keep):
