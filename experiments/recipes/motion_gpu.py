@@ -42,7 +42,9 @@ def recipe() -> Recipe:
         decoder=replace(
             base.decoder,
             window=window(base.decoder.window),
-            unet=replace(base.decoder.unet, dim=96, dim_mults=(1, 2, 4), blocks=2),
+            unet=replace(base.decoder.unet, dim=96, dim_mults=(1, 2, 4), blocks=2, head_dim=32),
+            # twice the side averages noise over four times the pixels (Hoogeboom et al. 2023, sec. 3.1)
+            diffusion=replace(base.decoder.diffusion, logsnr_shift=-1.4),
             optim=optim(base.decoder.optim, 8000, 64, 4e-4),
         ),
         temporal_sr=replace(

@@ -55,7 +55,7 @@ class Arguments:
     """Instead of samples: folder for data and runs of a chain that is trained first."""
     recipe: str = "motion"
     """Recipe to train."""
-    clips: int = 4000
+    clips: int = 8000
     """Clips to train on; 1 or more."""
     prompts: int = 48
     """Prompts of combinations trained on, and so many more of combinations held out; 1 or more."""
