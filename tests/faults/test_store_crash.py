@@ -90,10 +90,10 @@ def new_run(home: Path) -> Run:
     return run
 
 
-def work(run: Run) -> None:
-    """Do what one process of the array does."""
+def work(run: Run, group: int = 0) -> None:
+    """Do what one process of the array does; of a group one lives at a time."""
     array = ComputedArray(root=run.folder / "store", data_root=Path("nowhere"), clips=CLIPS, config=CONFIG)
-    worker = Worker(run, run.claim_attempt({}), array, group=0)
+    worker = Worker(run, run.claim_attempt({"group": group}), array, group=group)
     assert worker.work(range(array.num_tasks), stop=lambda: False)
 
 
@@ -302,12 +302,14 @@ def two_at_once(folder: Path) -> None:
     for number, run in zip(range(6), tries(folder), strict=False):
         gate, opened = os.pipe()
 
-        def after_the_gate(run: Run = run, gate: int = gate, opened: int = opened) -> None:
+        def after_the_gate(group: int, late_s: float, run: Run = run, gate: int = gate, opened: int = opened) -> None:
             os.close(opened)
             os.read(gate, 1)
-            work(run)
+            time.sleep(late_s)
+            work(run, group)
 
-        pids = [start(after_the_gate) for _ in range(2)]
+        # the second comes at once at first, then ever later into what the first has staged
+        pids = [start(functools.partial(after_the_gate, group, 0.01 * number * group)) for group in range(2)]
         os.close(opened)
         os.close(gate)
         assert [ending(pid) for pid in pids] == [0, 0]
@@ -329,7 +331,7 @@ def kills_at_random_moments(folder: Path) -> None:
             whole_s = time.monotonic() - began
             continue
         # The second works on beside the one that is killed, as the groups of an array do.
-        pids = [start(lambda run=run: work(run)) for _ in range(2)]
+        pids = [start(functools.partial(work, run, group)) for group in range(2)]
         time.sleep(draw.random() * whole_s)
         os.kill(pids[0], signal.SIGKILL)
         killed += ending(pids[0]) == -signal.SIGKILL
