@@ -6,7 +6,8 @@
 The first judges videos that are there: a folder with mp4 files and a `samples.json`, a list of {"file": "0000.mp4",
 "prompt": "...", "seed": 0}. The second trains a chain on captioned motion first (recipe `motion`: 90 minutes on two
 cores), samples it with prompts of combinations of colour and object that it was trained on and of some that it never
-saw, whole and with parts taken away, and judges all of that. Stop it anywhere and call it again: it goes on.
+saw, whole, by the best of 8 and with parts taken away, and judges all of that (13 minutes more). Stop it anywhere and
+call it again: it goes on.
 How videos are judged: `alignment_judges`.
 """
 
